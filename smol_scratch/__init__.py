@@ -1,0 +1,40 @@
+"""SmolLM2-135M from scratch: the package under the notebooks."""
+
+from smol_scratch.cache import KVCache
+from smol_scratch.config import SmolLM2Config
+from smol_scratch.corpus import load_text
+from smol_scratch.hub import load_pretrained, to_transformers
+from smol_scratch.model import (
+    Block,
+    GroupedQueryAttention,
+    RMSNorm,
+    RotaryPositionalEmbedding,
+    SmolLM2,
+    SwiGLU,
+    causal_mask,
+    explicit_attention,
+    fast_attention,
+    rotate,
+)
+from smol_scratch.tokenizer import load_tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Block",
+    "GroupedQueryAttention",
+    "KVCache",
+    "RMSNorm",
+    "RotaryPositionalEmbedding",
+    "SmolLM2",
+    "SmolLM2Config",
+    "SwiGLU",
+    "causal_mask",
+    "explicit_attention",
+    "fast_attention",
+    "load_pretrained",
+    "load_text",
+    "load_tokenizer",
+    "rotate",
+    "to_transformers",
+]

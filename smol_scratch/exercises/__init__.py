@@ -1,0 +1,40 @@
+"""Checkers for the notebooks' exercises: what is still wrong, with a hint.
+
+One file per notebook. A checker is called with the reader's answer, prints one line, and returns
+nothing; the line starts with "correct" when the answer is right. It compares the answer with a
+result that it computes itself, and never shows that result before the reader has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+class Hint(Exception):  # noqa: N818 (not an error: a hint)
+    """Raised by a checker to say what is still wrong."""
+
+
+def exercise(check: Callable[[Any], str]) -> Callable[[Any], None]:
+    """Make a checker out of a function that raises ``Hint`` or returns what was shown.
+
+    An answer that is None or ``...``, or a function that raises NotImplementedError, counts as
+    not done yet; any other error of the reader's code is named, not raised.
+    """
+
+    @wraps(check)
+    def checker(answer: Any) -> None:
+        if answer is None or answer is ...:
+            print("not done yet: fill in your answer and run the cell again")
+            return
+        try:
+            print(f"correct: {check(answer)}")
+        except NotImplementedError:
+            print("not done yet: write your code in place of `raise NotImplementedError`")
+        except Hint as hint:
+            print(f"not yet: {hint}")
+        except Exception as error:
+            print(f"not yet: your code stopped with {type(error).__name__}: {error}")
+
+    return checker

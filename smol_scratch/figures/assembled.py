@@ -1,0 +1,230 @@
+"""Figures of notebook 06, the assembled model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from smol_scratch.figures.style import COLOURS, new_figure
+
+# Where two or more curves share a panel, they differ by dashes and marks too.
+_LOOKS = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "v"))
+
+
+def same_matrix_twice(
+    names: Sequence[str],
+    matrix: Sequence[Sequence[float]],
+    read: str,
+    final: Sequence[float],
+    came: str,
+) -> Figure:
+    """Draw the way of one token through a toy model: look up, blocks, norm, dot products.
+
+    Args:
+        names: the tokens of the vocabulary.
+        matrix: the embedding matrix, one row a token, (V, C).
+        read: the token that goes in.
+        final: its vector after the last norm, (C,).
+        came: the token that really came next.
+    """
+    rows = np.asarray(matrix, dtype=float)  # (V, C)
+    x = np.asarray(final, dtype=float)
+    logits = rows @ x
+    chances = np.exp(logits) / np.exp(logits).sum()
+    figure, ax = new_figure(figsize=(7.5, 2.75))
+    ax.set(xlim=(-0.75, 12.6), ylim=(-1.35, 3.55))
+    ax.axis("off")
+    line, colour = COLOURS["residual"], COLOURS["embedding"]
+
+    def cells(left: float, bottom: float, values: np.ndarray, bright: bool) -> None:
+        for j, value in enumerate(values):
+            ax.add_patch(
+                Rectangle((left + 0.72 * j, bottom), 0.72, 0.6, facecolor=colour,
+                          alpha=0.45 if bright else 0.12, edgecolor="none")
+            )  # fmt: skip
+            ax.text(left + 0.72 * j + 0.36, bottom + 0.28, f"{value:g}", ha="center",
+                    va="center", fontsize=9)  # fmt: skip
+        ax.add_patch(
+            Rectangle((left, bottom), 0.72 * len(values), 0.6, fill=False, edgecolor=colour,
+                      linewidth=1.8 if bright else 0.8)
+        )  # fmt: skip
+
+    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": line})
+
+    width = 0.72 * rows.shape[1]
+    for left in (0.0, 7.3):
+        for i, (name, row) in enumerate(zip(names, rows, strict=True)):
+            bottom = 2.1 - 0.75 * i
+            cells(left, bottom, row, left == 0 and name == read)
+            ax.text(left - 0.12, bottom + 0.28, name, ha="right", va="center", fontsize=9,
+                    style="italic")  # fmt: skip
+    ax.text(width / 2, 3.0, "embedding", ha="center", fontsize=9.5, color=colour)
+    ax.text(7.3 + width / 2, 3.0, "head: the same", ha="center", fontsize=9.5, color=colour)
+    ax.text(width / 2, -0.05, f"look up “{read}”", ha="center", va="top", fontsize=9)
+    ax.text(7.3 + width / 2, -0.05, "dot product\nwith each row", ha="center", va="top", fontsize=9)
+    at = 2.1 - 0.75 * list(names).index(read) + 0.3
+    arrow((width + 0.1, at), (2.25, 1.35))
+    for left, wide, label, face in ((2.3, 1.15, "30\nblocks", None), (3.75, 0.95, "norm", "norm")):
+        ax.add_patch(
+            FancyBboxPatch((left, 0.85), wide, 1.0, boxstyle="round,pad=0,rounding_size=0.1",
+                           facecolor=COLOURS[face] if face else "white",
+                           edgecolor=COLOURS[face] if face else "#888888")
+        )  # fmt: skip
+        ax.text(left + wide / 2, 1.35, label, ha="center", va="center", fontsize=9.5,
+                color="white" if face else "#333333")  # fmt: skip
+    arrow((3.47, 1.35), (3.73, 1.35))
+    arrow((4.72, 1.35), (5.0, 1.35))
+    cells(5.05, 1.05, x, False)
+    arrow((5.05 + 0.72 * len(x) + 0.05, 1.35), (6.85, 1.35))
+    for left, title, values, form in (
+        (9.25, "logits", logits, "{:g}"),
+        (11.0, "chances", chances, "{:.2f}"),
+    ):
+        ax.text(left + 0.55, 3.0, title, ha="center", fontsize=9.5)
+        for i, (name, value) in enumerate(zip(names, values, strict=True)):
+            bottom = 2.1 - 0.75 * i
+            hit = title == "chances" and name == came
+            ax.add_patch(
+                Rectangle((left, bottom + 0.08), 0.9 * value / values.max(), 0.44,
+                          facecolor=COLOURS["right"] if hit else COLOURS["other"],
+                          hatch="//" if hit else "", edgecolor="white")
+            )  # fmt: skip
+            ax.text(left + 0.9 * value / values.max() + 0.06, bottom + 0.28, form.format(value),
+                    va="center", fontsize=9)  # fmt: skip
+    arrow((7.3 + width + 0.1, 1.35), (9.2, 1.35))
+    surprise = -np.log(chances[list(names).index(came)])
+    ax.text(11.55, -0.05, f"“{came}” came:\nsurprise\n{surprise:.2f} nats", ha="center", va="top",
+            fontsize=9, color=COLOURS["right"])  # fmt: skip
+    return figure
+
+
+def gradient_parts(parts: Mapping[str, np.ndarray]) -> Figure:
+    """Draw how long each row of the embedding's gradient is, one panel for each of its parts.
+
+    Args:
+        parts: title to the length of the gradient of each token's row, (V,); rows of exactly
+            zero are left out.
+    """
+    figure, axes = new_figure(1, len(parts), figsize=(7.5, 3.0), sharey=True)
+    for ax, (title, lengths), colour in zip(
+        axes, parts.items(), ("query", "embedding"), strict=False
+    ):
+        hit = np.flatnonzero(lengths)
+        size = 9 if len(hit) < 1000 else 0.6
+        ax.scatter(hit, lengths[hit], s=size, color=COLOURS[colour], linewidths=0)
+        ax.set(yscale="log", xlabel="number of the token", title=f"{title}: {len(hit):,} rows")
+        ax.set_xlim(0, len(lengths))
+        ax.set_xticks(range(0, len(lengths), 20_000), [f"{n:,}" for n in range(0, len(lengths), 20_000)])
+    axes[0].set_ylabel("length of the row's gradient")
+    return figure
+
+
+def logit_spread(
+    logits: Mapping[str, np.ndarray], predicted: Mapping[str, float], limit: float = 5.0
+) -> Figure:
+    """Draw how the logits of fresh models are spread, against the predicted bell curves.
+
+    Args:
+        logits: label to logits.
+        predicted: label to the predicted standard deviation.
+        limit: the axis ends there, both ways.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.2))
+    edges = np.linspace(-limit, limit, 101)
+    middle = (edges[1:] + edges[:-1]) / 2
+    for (label, values), colour, style in zip(
+        logits.items(), ("right", "gate"), ("-", "--"), strict=False
+    ):
+        height, _ = np.histogram(values, edges, density=True)
+        ax.fill_between(middle, height, step="mid", color=COLOURS[colour], alpha=0.3)
+        std = predicted[label]
+        bell = np.exp(-((middle / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi))
+        ax.plot(middle, bell, style, color=COLOURS[colour], label=f"{label}: predicted {std:.2f}")
+    ax.set(xlabel="logit", ylabel="share of logits per unit", xlim=(-limit, limit))
+    ax.legend(fontsize=9, title="standard deviation", title_fontsize=9)
+    return figure
+
+
+def loss_by_position(
+    curves: Mapping[str, Sequence[float]], ends: Sequence[int], wrong: Sequence[str] = ()
+) -> Figure:
+    """Draw the loss at early and late positions of a long text.
+
+    Args:
+        curves: label to the mean loss in each stretch, in nats a token.
+        ends: the position at which each stretch ends.
+        wrong: the labels that are drawn as wrong.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.2))
+    for (label, values), (style, mark) in zip(curves.items(), _LOOKS, strict=False):
+        colour = COLOURS["wrong" if label in wrong else "right"]
+        ax.plot(ends, values, style, marker=mark, markersize=5, color=colour, label=label)
+    ax.set(xlabel="position in the text (end of a stretch)", ylabel="loss (nats a token)")
+    ax.set_xlim(0, max(ends) * 1.03)
+    ax.legend(fontsize=9)
+    return figure
+
+
+def noise_growth(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw how far two ways of computing the same residual stream drift apart.
+
+    Args:
+        curves: label to relative difference after 0, 1, … blocks; a zero is left out.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.4))
+    for (label, values), (style, mark), colour in zip(
+        curves.items(), _LOOKS, ("right", "gate", "value", "wrong"), strict=False
+    ):
+        v = np.asarray(values, dtype=float)
+        ax.plot(np.where(v > 0, v, np.nan), style, marker=mark, markersize=4,
+                color=COLOURS[colour], label=label)  # fmt: skip
+    for eps, name, where in ((2**-24, "float32", "bottom"), (2**-9, "bfloat16", "bottom")):
+        ax.axhline(eps, color=COLOURS["other"], linewidth=1.0, linestyle=":")
+        ax.text(30.2, eps * 1.1, f"half a step of {name}", ha="right", va=where, fontsize=8.5,
+                color="#666666")  # fmt: skip
+    ax.set(yscale="log", xlabel="blocks passed", ylabel="relative difference", xlim=(-0.6, 30.6))
+    ax.legend(fontsize=9, loc="center right")
+    return figure
+
+
+def losses(curves: Mapping[str, Sequence[float]], floor: float, floor_label: str) -> Figure:
+    """Draw training losses against a floor that no honest model can pass.
+
+    Args:
+        curves: label to loss in nats at each step, the right one first.
+        floor: loss in nats.
+        floor_label: what the floor is.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.0))
+    for (label, values), colour, style in zip(
+        curves.items(), ("right", "wrong"), ("-", "--"), strict=False
+    ):
+        ax.plot(values, style, color=COLOURS[colour], label=label)
+    ax.axhline(floor, color=COLOURS["residual"], linewidth=1.2, linestyle=":", label=floor_label)
+    ax.set(xlabel="training step", ylabel="loss (nats a token)", ylim=(-0.1, None))
+    ax.legend(fontsize=9, loc="center right")
+    return figure
+
+
+def next_tokens(panels: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
+    """Draw the likeliest next tokens after some prompts.
+
+    Args:
+        panels: prompt to (token, probability), likeliest first.
+    """
+    options: dict[str, Any] = {"figsize": (7.5, 2.6)}
+    figure, axes = new_figure(1, len(panels), **options)
+    for ax, (prompt, guesses) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        names = [name for name, _ in guesses]
+        chances = [chance for _, chance in guesses]
+        ax.barh(range(len(names)), chances, color=COLOURS["right"], height=0.65)
+        ax.set_yticks(range(len(names)), names)
+        ax.invert_yaxis()
+        ax.set(xlabel="probability", title=prompt, xlim=(0, 1))
+        ax.grid(False, axis="y")
+    return figure

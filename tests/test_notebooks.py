@@ -1,0 +1,398 @@
+"""What the notebooks promise beyond their outputs, and that the strict comparison is strict.
+
+The outputs themselves are compared by nbval: ``make test`` runs it over ``notebooks/``.
+"""
+
+import ast
+import base64
+import contextlib
+import copy
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import smol_scratch
+from smol_scratch import notebook
+
+ROOT = Path(__file__).parent.parent
+PATHS = notebook.notebooks()
+HEADINGS = [
+    "The question",
+    "By hand",
+    "Slow and obvious, then the real thing",
+    "Checks",
+    "Break it",
+    "What it costs",
+    "Dark corners",
+    "Exercises",
+    "Recap",
+]
+IGNORED = 0.10  # share of code cells whose outputs may be left out of the comparison
+
+each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def code_cells(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def problems(nb, size, name):
+    """Return what is wrong with a committed notebook, one line for each thing."""
+    found = []
+    cells = code_cells(nb)
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        found.append("not executed once, from top to bottom")
+    if sum(bool(cell.outputs) for cell in cells) < 0.6 * len(cells):
+        found.append("most cells have no output: nbval would have nothing to compare")
+    for cell in cells:
+        for output in cell.outputs:
+            if output.output_type == "error" and "raises-exception" not in tags(cell):
+                found.append(f"ends in an error: {output.ename}")
+            if output.get("name") == "stderr":
+                found.append(f"writes to stderr: {output.text[:60]!r}")
+            if any("widget" in kind for kind in output.get("data", {})):
+                found.append("shows a widget")
+            text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
+            if re.search(r"(/home|/tmp|/root|/work|/Users|[A-Z]:\\)|0x[0-9a-f]{6,}", text):
+                found.append(f"prints a path or an address: {text[:60]!r}")
+    if "widgets" in nb.metadata:
+        found.append("holds widget state")
+    setups = [cell for cell in cells if "set-up" in tags(cell)]
+    if [cell.source for cell in setups] != [notebook.set_up_cell(notebook.repository())]:
+        found.append("the set-up cell is not the common one: run `make address`")
+    if notebook.badge(notebook.repository(), name) not in nb.cells[0].source:
+        found.append("the badge is missing or points elsewhere: run `make address`")
+    ignored = [c for c in cells if {notebook.IGNORE, "raises-exception", "nbval-skip"} & tags(c)]
+    if len(ignored) >= IGNORED * len(cells) or any("NBVAL" in c.source for c in cells):
+        found.append(f"{len(ignored)} of {len(cells)} code cells are exempt from the comparison")
+    if not 25 <= len(nb.cells) <= 45:
+        found.append(f"{len(nb.cells)} cells instead of 25 to 45")
+    if size > 1_000_000:
+        found.append(f"{size:,} bytes")
+    text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    headings = [h for h in re.findall(r"^## (.*)$", text, re.M) if h in HEADINGS]
+    if headings != HEADINGS:
+        found.append(f"sections {headings} instead of {HEADINGS}")
+    return found
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+@each
+def test_policy(path):
+    assert problems(notebook.read(path), path.stat().st_size, path.name) == []
+
+
+def test_policy_notices():
+    path = PATHS[0]
+    good = notebook.read(path)
+
+    def after(change):
+        nb = copy.deepcopy(good)
+        change(nb)
+        return " ".join(problems(nb, 1, path.name))
+
+    def strip(nb):
+        for cell in code_cells(nb):
+            cell.outputs = []
+
+    assert "not executed" in after(lambda nb: code_cells(nb)[3].update(execution_count=None))
+    assert "no output" in after(strip)
+    error = new_output("error", ename="NameError", evalue="x", traceback=[])
+    assert "error: NameError" in after(lambda nb: code_cells(nb)[2].outputs.append(error))
+    stderr = new_output("stream", name="stderr", text="careful")
+    assert "stderr" in after(lambda nb: code_cells(nb)[2].outputs.append(stderr))
+    assert "widget state" in after(lambda nb: nb.metadata.update(widgets={}))
+    assert "set-up cell" in after(lambda nb: code_cells(nb)[0].update(source="import sys"))
+    assert "badge" in after(lambda nb: nb.cells[0].update(source="# Title"))
+    assert "exempt" in after(
+        lambda nb: [c.metadata.update(tags=[notebook.IGNORE]) for c in code_cells(nb)[3:9]]
+    )
+    assert "sections" in after(lambda nb: nb.cells.pop())
+
+
+# --- definitions -------------------------------------------------------------------------------
+
+
+def bare(tree):
+    """Return a definition's syntax tree as text, without docstrings."""
+    tree = copy.deepcopy(tree)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                node.body = body[1:]
+    return ast.dump(tree)
+
+
+def definitions(source):
+    """Return the top-level classes and functions of a source text: name to syntax tree."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return {node.name: bare(node) for node in ast.parse(source).body if isinstance(node, kinds)}
+
+
+PACKAGE = {
+    name: tree
+    for file in sorted((ROOT / "smol_scratch").glob("*.py"))
+    if file.stem not in ("notebook", "__main__", "__init__")
+    for name, tree in definitions(file.read_text()).items()
+    if not name.startswith("_")
+}
+
+
+def shared_definitions(nb):
+    found = {}
+    for cell in code_cells(nb):
+        if not re.search(r"^[%!]", cell.source, re.M):
+            found |= {n: t for n, t in definitions(cell.source).items() if n in PACKAGE}
+    return found
+
+
+@each
+def test_definitions_are_the_packages(path):
+    for name, tree in shared_definitions(notebook.read(path)).items():
+        assert tree == PACKAGE[name], f"{name} differs between {path.name} and the package"
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("01_rmsnorm", "RMSNorm"),
+        ("02_rope", "rotate"),
+        ("02_rope", "RotaryPositionalEmbedding"),
+        ("03_gqa", "causal_mask"),
+        ("03_gqa", "explicit_attention"),
+        ("03_gqa", "fast_attention"),
+        ("03_gqa", "GroupedQueryAttention"),
+        ("04_swiglu", "SwiGLU"),
+        ("05_block", "Block"),
+        ("06_model", "SmolLM2"),
+    ],
+)
+def test_notebook_derives(stem, name):
+    assert name in shared_definitions(notebook.read(ROOT / "notebooks" / f"{stem}.ipynb"))
+
+
+def test_a_changed_definition_is_noticed():
+    source = (ROOT / "smol_scratch" / "model.py").read_text()
+    assert definitions(source)["RMSNorm"] == PACKAGE["RMSNorm"]
+    assert definitions(source.replace("mean(-1", "mean(1"))["RMSNorm"] != PACKAGE["RMSNorm"]
+    assert definitions(source.replace("Scale each", "Shrink each"))["RMSNorm"] == PACKAGE["RMSNorm"]
+
+
+# --- exercises ---------------------------------------------------------------------------------
+
+
+def exercise_cells():
+    """Return (notebook's stem, number, stub, solution) of every exercise."""
+    for path in PATHS:
+        cells = notebook.read(path).cells
+        stubs = [i for i, cell in enumerate(cells) if "exercise" in tags(cell)]
+        for number, i in enumerate(stubs, start=1):
+            yield pytest.param(path.stem, cells[i].source, cells[i + 1], id=f"{path.stem}-{number}")
+
+
+def verdict(stem, code):
+    """Run an exercise's cell with its notebook's checkers, and return what is printed."""
+    module = __import__(
+        f"smol_scratch.exercises.{CHECKERS.get(stem, stem[3:])}", fromlist=["check"]
+    )
+    namespace = {name: getattr(smol_scratch, name) for name in smol_scratch.__all__}
+    namespace |= {"math": math, "torch": torch, "nn": torch.nn, "F": torch.nn.functional}
+    namespace |= {"exercises": module}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, f"<{stem}>", "exec"), namespace)
+    return printed.getvalue()
+
+
+# Notebooks whose checkers bear another name than the notebook.
+CHECKERS: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(("stem", "stub", "folded"), exercise_cells())
+def test_exercise(stem, stub, folded):
+    assert "solution" in tags(folded), "the cell after an exercise must hold its solution"
+    assert "<details>" in folded.source
+    blocks = re.findall(r"```python\n(.*?)```", folded.source, re.S)
+    assert len(blocks) == 1
+    assert verdict(stem, stub).startswith("not done yet")
+    last_line = stub.strip().splitlines()[-1]
+    assert last_line.startswith("exercises.")
+    answer = verdict(stem, f"{blocks[0]}\n{last_line}")
+    assert answer.splitlines()[-1].startswith("correct"), answer
+
+
+@each
+def test_two_to_four_exercises(path):
+    assert 2 <= sum("exercise" in tags(cell) for cell in notebook.read(path).cells) <= 4
+
+
+# --- the strict comparison ---------------------------------------------------------------------
+
+PICTURE = """\
+from matplotlib.figure import Figure
+figure = Figure(figsize=(1, 1))
+figure.subplots().plot([0, {}])
+figure"""
+
+
+def small_notebook(height=1, number=2):
+    cells = [
+        new_code_cell("%matplotlib inline"),
+        new_code_cell(PICTURE.format(height)),
+        new_code_cell(f"print({number})"),
+    ]
+    return new_notebook(cells=cells)
+
+
+@pytest.fixture(scope="module")
+def executed():
+    nb = small_notebook()
+    notebook.execute(nb)
+    return nb
+
+
+def nbval(nb, folder):
+    """Compare a notebook as `make test` does; return pytest's output."""
+    nbformat.write(nb, folder / "small.ipynb")
+    command = [sys.executable, "-m", "pytest", "-p", "tests.strict_nbval", "--nbval"]
+    command += ["--nbval-current-env", "-q", "-p", "no:cacheprovider", str(folder / "small.ipynb")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+
+
+def test_nbval_accepts_the_same_outputs(executed, tmp_path):
+    assert "3 passed" in nbval(executed, tmp_path)
+
+
+def test_nbval_refuses_another_number_and_another_picture(executed, tmp_path):
+    doctored = copy.deepcopy(executed)
+    other = small_notebook(height=2, number=3)
+    for cell, replacement in zip(doctored.cells, other.cells, strict=True):
+        cell.source = replacement.source
+    assert "2 failed, 1 passed" in nbval(doctored, tmp_path)
+
+
+def test_changed_cells_sees_text_and_pictures(executed):
+    other = small_notebook(height=2, number=3)
+    notebook.execute(other)
+    assert notebook.changed_cells(executed, executed) == []
+    assert notebook.changed_cells(executed, other) == [2, 3]
+    tagged = copy.deepcopy(executed)
+    tagged.cells[2].metadata["tags"] = [notebook.IGNORE]
+    assert notebook.changed_cells(tagged, other) == [2]
+
+
+def test_run_reports_failures_and_leaves_the_notebook_alone(tmp_path, capsys):
+    path = tmp_path / "01_small.ipynb"
+    nb = small_notebook()
+    nb.cells.append(new_code_cell("raise RuntimeError('on purpose')"))
+    nbformat.write(nb, path)
+    before = path.read_bytes()
+    assert notebook.run([path], tmp_path / "out") == 1
+    assert "FAILED: RuntimeError: on purpose" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert (tmp_path / "out" / path.name).exists()
+
+
+# --- pictures, links, address --------------------------------------------------------------------
+
+
+def test_figures_are_what_the_notebooks_drew():
+    drawn = {}
+    for path in PATHS:
+        drawn |= notebook.pictures(notebook.read(path))
+    committed = {file.name: file.read_bytes() for file in (ROOT / "figures").glob("*.png")}
+    assert committed == drawn, "run `make refresh`"
+    assert drawn, "no notebook marks a picture for figures/"
+
+
+@pytest.mark.parametrize(
+    "file", [*PATHS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda file: file.name
+)
+def test_local_links_lead_somewhere(file):
+    text = file.read_text()
+    if file.suffix == ".ipynb":
+        text = "\n".join(c.source for c in notebook.read(file).cells if c.cell_type == "markdown")
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in link:
+            assert (file.parent / link).exists(), f"{file.name} links to {link}"
+
+
+def test_address_rewrites_badges_and_set_up_cells(tmp_path):
+    path = tmp_path / PATHS[0].name
+    path.write_bytes(PATHS[0].read_bytes())
+    notebook.write_address([path], "https://github.com/somebody/fork")
+    text = path.read_text()
+    assert "github/somebody/fork/blob/main/notebooks/" in text
+    assert "git+https://github.com/somebody/fork" in text
+    assert notebook.repository().removeprefix("https://github.com/") not in text
+    notebook.write_address([path], notebook.repository())
+    assert path.read_bytes() == PATHS[0].read_bytes()
+
+
+# --- Colab ---------------------------------------------------------------------------------------
+
+
+def test_colab_installs_the_package_and_leaves_torch_alone(tmp_path):
+    """Run the set-up cell as Colab would, with a local git address in place of GitHub's."""
+    origin = tmp_path / "smol_scratch.git"
+    subprocess.run(["git", "clone", "--quiet", "--bare", str(ROOT), str(origin)], check=True)
+    colab = tmp_path / "machine"
+    subprocess.run([sys.executable, "-m", "venv", str(colab)], check=True)
+    # Colab brings torch, transformers and matplotlib, but not this package.
+    site = next((colab / "lib").glob("python3*")) / "site-packages"
+    (site / "google" / "colab").mkdir(parents=True)
+    (site / "google" / "colab" / "__init__.py").write_text("")
+    for found in sys.path:
+        if found.endswith("site-packages"):
+            for entry in Path(found).iterdir():
+                ours = "smol_scratch" in entry.name or entry.name.startswith("__editable__")
+                if not ours and not (site / entry.name).exists():
+                    (site / entry.name).symlink_to(entry)
+    cell = notebook.set_up_cell(f"file://{origin}")
+    program = f"""
+import google.colab, sys
+from IPython.testing.globalipapp import start_ipython
+from importlib.metadata import version
+shell = start_ipython()
+before = version("torch")
+shell.run_cell({cell!r}, silent=False).raise_error()
+import smol_scratch, torch
+assert version("torch") == before, "torch was replaced"
+print("installed in", smol_scratch.__file__)
+print(smol_scratch.RMSNorm(4)(torch.ones(1, 4)))
+"""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "assets").symlink_to(ROOT / "data" / "assets")
+    result = subprocess.run(
+        [str(colab / "bin" / "python"), "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "SMOL_SCRATCH_DATA": str(data), "IPYTHONDIR": str(tmp_path / "ipython")},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"installed in {site}" in result.stdout
+    assert "tensor([[1.0000" in result.stdout
+
+
+def test_pictures_decode():
+    nb = new_notebook(cells=[new_markdown_cell("text"), new_code_cell("1")])
+    picture = base64.b64encode(b"\x89PNG").decode()
+    nb.cells[1].outputs = [new_output("display_data", data={"image/png": picture})]
+    nb.cells[1].metadata["figure"] = "x.png"
+    assert notebook.pictures(nb) == {"x.png": b"\x89PNG"}
