@@ -65,8 +65,8 @@ class SmolLM2Config:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: must be even, since RoPE turns pairs")
-        if not self.rope_theta > 1:
-            raise ValueError(f"rope_theta={self.rope_theta}: must be above 1")
+        if not 1 < self.rope_theta < float("inf"):
+            raise ValueError(f"rope_theta={self.rope_theta}: must be above 1 and finite")
         if not 0 < self.norm_eps < 1:
             raise ValueError(f"norm_eps={self.norm_eps}: must lie between 0 and 1")
         if not 0 <= self.dropout < 1:

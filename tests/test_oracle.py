@@ -31,7 +31,7 @@ ROWS = [
     (4, 4, 16, 64, 172, 3, 1e4, 1e-6, True, 31),
     (8, 8, 4, 32, 88, 2, 1.3e5, 1e-5, True, 9),
     (2, 1, 32, 48, 100, 2, 5e5, 1e-5, True, 17),
-    (4, 2, 16, 64, 96, 2, 1e4, 1e-5, False, 1),
+    (4, 2, 16, 64, 96, 2, 1e4, 1e-5, False, 2),
     (6, 3, 8, 42, 128, 2, 1e5, 1e-6, True, 23),
     (3, 1, 64, 96, 256, 2, 1e5, 1e-5, True, 33),
     (6, 2, 16, 96, 256, 4, 1e5, 1e-5, True, 64),
@@ -91,6 +91,11 @@ def test_sequence_equals_transformers(check, row):
     check(smol_scratch.model, config_of(row), length=row[-1])
 
 
+@pytest.mark.parametrize("check", [oracle_attention, oracle_block, oracle_logits])
+def test_one_token_alone_equals_transformers(check):
+    check(smol_scratch.model, length=1)
+
+
 def test_rope_equals_transformers_at_every_released_position():
     oracle_rope(smol_scratch.model, SmolLM2Config(n_layer=1, vocab_size=8, block_size=8192))
 
@@ -102,12 +107,12 @@ def measure_real_logits(model: SmolLM2, ids: Tensor) -> Measured:
 
 
 def real_ids(text: str, tokenizer: SmolLM2Tokenizer) -> Tensor:
-    return torch.tensor([tokenizer.encode(text[:1400])])
+    return torch.tensor([tokenizer.encode(text[:900])])
 
 
 def test_real_weights_give_transformers_logits(real_model, tokenizer, text):
     ids = real_ids(text, tokenizer)
-    assert 300 <= ids.numel() <= 600
+    assert 200 <= ids.numel() <= 400
     measure_real_logits(real_model, ids)
 
 
@@ -126,8 +131,8 @@ def greedy_transformers(model: LlamaForCausalLM, ids: Tensor, count: int) -> lis
     return model.generate(ids, max_new_tokens=count, do_sample=False)[0, ids.shape[1] :].tolist()
 
 
-def test_real_weights_write_the_same_hundred_tokens(real_model, tokenizer, text):
-    ids = torch.tensor([tokenizer.encode(text[:200])])
+def test_real_weights_write_the_same_hundred_tokens(real_model, tokenizer):
+    ids = torch.tensor([tokenizer.encode("Gravity is")])
     ours = greedy(real_model, ids, 100)
     assert len(set(ours)) > 20, "a text that repeats itself proves little"
     assert ours == greedy_transformers(to_transformers(real_model), ids, 100)

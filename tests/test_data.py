@@ -1,0 +1,458 @@
+import itertools
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smol_scratch import assets, data, load_text, load_tokenizer
+from smol_scratch.data import DataLoaderLite, TokenShards, ngram_overlap, split, write_shards
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer):
+    return tokenizer.encode(load_text())
+
+
+# The loader
+
+
+def test_the_walkthroughs_batches(tokens):
+    loader = DataLoaderLite(tokens, 4, 256)
+    assert len(tokens) == 341_094
+    assert loader.batches_per_pass == 333
+    text = torch.tensor(tokens)
+    for batch in range(333):
+        x, y = loader.next_batch()
+        assert torch.equal(x.flatten(), text[batch * 1024 : (batch + 1) * 1024])
+        assert torch.equal(y.flatten(), text[batch * 1024 + 1 : (batch + 1) * 1024 + 1])
+    assert (loader.position, loader.passes) == (0, 1)
+    assert torch.equal(loader.next_batch()[0].flatten(), text[:1024])
+
+
+def test_shapes_and_types_from_every_kind_of_tokens():
+    row = list(range(40))
+    expected = DataLoaderLite(row, 2, 3).next_batch()
+    assert expected[0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert expected[1].tolist() == [[1, 2, 3], [4, 5, 6]]
+    kinds = [tuple(row), np.array(row), np.array(row, dtype=np.uint16), torch.tensor(row)]
+    for kind in [*kinds, torch.tensor(row, dtype=torch.int32)]:
+        for ours, theirs in zip(DataLoaderLite(kind, 2, 3).next_batch(), expected, strict=True):
+            assert ours.dtype == torch.int64
+            assert torch.equal(ours, theirs)
+
+
+def test_writing_into_a_batch_changes_nothing_else():
+    row = np.arange(20)
+    x, y = DataLoaderLite(row, 2, 3).next_batch()
+    x.fill_(-1)
+    assert y.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert row.tolist() == list(range(20))
+
+
+sizes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 60))
+
+
+@given(sizes)
+def test_against_a_plain_walk_through_the_text(size):
+    """What the description's loader does, over any text and on any number of ranks."""
+    B, T, ranks, more = size
+    step = B * T * ranks
+    text = list(range(step + 1 + more))
+    loaders = [DataLoaderLite(text, B, T, rank=r, world_size=ranks) for r in range(ranks)]
+    one = DataLoaderLite(text, B * ranks, T)
+    position = 0
+    for _ in range(2 * one.batches_per_pass + 1):
+        x, y = one.next_batch()
+        assert x.flatten().tolist() == text[position : position + step]
+        assert y.flatten().tolist() == text[position + 1 : position + step + 1]
+        position += step
+        if position + step + 1 > len(text):
+            position = 0
+        parts = [loader.next_batch() for loader in loaders]
+        assert torch.equal(torch.cat([part[0] for part in parts]), x)
+        assert torch.equal(torch.cat([part[1] for part in parts]), y)
+        assert all(loader.state_dict() == one.state_dict() for loader in loaders)
+
+
+@given(sizes, st.integers(0, 40))
+def test_a_restored_loader_goes_on_as_the_first_would_have(size, taken):
+    B, T, _, more = size
+    text = list(range(B * T + 1 + more))
+    first = DataLoaderLite(text, B, T)
+    for _ in range(taken):
+        first.next_batch()
+    state = json.loads(json.dumps(first.state_dict()))  # it survives being stored
+    second = DataLoaderLite(text, B, T)
+    second.load_state_dict(state)
+    assert second.passes == first.passes == taken // first.batches_per_pass
+    for _ in range(first.batches_per_pass + 1):
+        ours, theirs = second.next_batch(), first.next_batch()
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"position": 0, "passes": 0}, "is no state"),
+        ({"position": 0, "passes": 0, "tokens": 100, "seed": 1}, "is no state"),
+        ({"position": 6.0, "passes": 0, "tokens": 100}, "is no state"),
+        ({"position": 6, "passes": 0, "tokens": 99}, "99 tokens and this one has 100"),
+        ({"position": 5, "passes": 0, "tokens": 100}, "position=5: no batch"),
+        ({"position": 96, "passes": 0, "tokens": 100}, "position=96: no batch"),
+        ({"position": -6, "passes": 0, "tokens": 100}, "position=-6: no batch"),
+        ({"position": 6, "passes": -1, "tokens": 100}, "passes=-1"),
+    ],
+)
+def test_a_wrong_state_is_refused_and_changes_nothing(state, message):
+    loader = DataLoaderLite(range(100), 2, 3)
+    loader.next_batch()
+    before = loader.state_dict()
+    with pytest.raises(ValueError, match=message):
+        loader.load_state_dict(state)
+    assert loader.state_dict() == before
+
+
+def test_a_text_shorter_than_a_batch_is_refused():
+    with pytest.raises(ValueError, match=r"1,024 tokens are less than one batch.*1,025"):
+        DataLoaderLite(range(1024), 4, 256)
+    assert DataLoaderLite(range(1025), 4, 256).batches_per_pass == 1
+    with pytest.raises(ValueError, match="on 2 rank"):
+        DataLoaderLite(range(1025), 4, 256, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"B": 0}, "B=0"),
+        ({"T": 2.0}, "T=2.0"),
+        ({"world_size": 0}, "world_size=0"),
+        ({"rank": 1}, "rank=1"),
+        ({"rank": -1, "world_size": 2}, "rank=-1"),
+    ],
+)
+def test_impossible_sizes_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        DataLoaderLite(range(100), **{"B": 2, "T": 3, **given})
+
+
+@pytest.mark.parametrize("tokens", [[0.5] * 50, np.zeros((50, 2), dtype=np.int64), "a text" * 50])
+def test_what_are_no_tokens_is_refused(tokens):
+    with pytest.raises(ValueError, match="must be whole numbers in a row"):
+        DataLoaderLite(tokens, 2, 3).next_batch()
+
+
+# Parts
+
+
+def test_the_last_tenth_is_held_out(tokens):
+    train, held_out = split(tokens)
+    assert (len(train), len(held_out)) == (306_985, 34_109)
+    assert train + held_out == tokens
+    train, held_out = split(torch.arange(10), 0.25)
+    assert (train.tolist(), held_out.tolist()) == (list(range(8)), [8, 9])
+
+
+@pytest.mark.parametrize(("n", "fraction"), [(9, 0.1), (0, 0.5), (10, 0.0), (10, 1.0), (10, -0.1)])
+def test_a_split_with_an_empty_part_is_refused(n, fraction):
+    with pytest.raises(ValueError, match="fraction="):
+        split(list(range(n)), fraction)
+
+
+def test_ngram_overlap():
+    assert ngram_overlap([1, 2, 3, 4], [2, 3, 9, 3, 4], 1) == 4 / 5
+    assert ngram_overlap([1, 2, 3, 4], [2, 3, 9, 3, 4], 2) == 2 / 4
+    assert ngram_overlap([1, 2, 3, 4], [2, 3, 9, 3, 4], 3) == 0
+    assert ngram_overlap([1, 2], [2, 1, 2, 1, 2], 2) == 2 / 4  # order and repetition count
+    for n in (0, 3):
+        with pytest.raises(ValueError, match=f"n={n}: must lie between 1 and .* 2 tokens"):
+            ngram_overlap([1, 2], [1, 2, 3], n)
+
+
+def test_longer_ngrams_overlap_less(tokens):
+    train, held_out = split(tokens)
+    overlap = [ngram_overlap(train, held_out, n) for n in (1, 2, 4, 8, 16)]
+    assert overlap == sorted(overlap, reverse=True)
+    assert [round(share, 4) for share in overlap] == [0.9751, 0.7339, 0.234, 0.0359, 0.0]
+
+
+# Shards
+
+
+@dataclass
+class Letters:
+    """A tokenizer whose tokens are code points."""
+
+    vocab_size: int = 128
+    fingerprint: str = "letters"
+    eos_id: int = 0
+    encoded: list[str] = field(default_factory=list)
+
+    def encode(self, text):
+        self.encoded.append(text)
+        return [ord(character) for character in text]
+
+
+TEXTS = ["one", "two words", "", "three of them", "x", "the last"]
+FLAT = [ord(c) for text in TEXTS for c in f"{text}\0"]
+STARTS = [0, *itertools.accumulate(len(text) + 1 for text in TEXTS)][:-1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_shards(tmp_path / "shards", TEXTS, Letters(), shard_tokens=10)
+    return tmp_path / "shards"
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_are_the_documents_with_an_end_each(folder):
+    shards = TokenShards(folder, "letters")
+    assert sorted(files(folder)) == ["index.json", *(f"shard-0000{i}.npy" for i in range(3))]
+    assert len(shards) == len(FLAT)
+    assert shards[:].tolist() == FLAT
+    assert shards[:].dtype == np.uint16
+    assert shards.documents.tolist() == STARTS
+    assert (shards.eos_id, shards.vocab_size) == (0, 128)
+    assert [shards[i] for i in (0, 5, -1)] == [FLAT[0], FLAT[5], FLAT[-1]]
+    assert list(shards) == FLAT
+    # Any program that reads NumPy's files can read them.
+    assert np.load(folder / "shard-00000.npy").tolist() == FLAT[: len("one two words") + 1]
+
+
+places = st.one_of(st.none(), st.integers(-2 * len(FLAT), 2 * len(FLAT)))
+
+
+@given(places, places, st.integers(1, 45))
+def test_every_slice_is_that_of_the_whole(tmp_path_factory, start, stop, shard_tokens):
+    folder = tmp_path_factory.getbasetemp() / f"slices-{shard_tokens}"
+    shards = write_shards(folder, TEXTS, Letters(), shard_tokens)
+    assert shards[start:stop].tolist() == FLAT[start:stop]
+    part = shards.part(4, 30)
+    assert part[start:stop].tolist() == FLAT[4:30][start:stop]
+    assert part.documents.tolist() == [s - 4 for s in STARTS if 4 <= s < 30]
+    assert part.part(3, 9)[:].tolist() == FLAT[7:13]
+
+
+def test_wrong_places_are_refused(folder):
+    shards = TokenShards(folder, "letters")
+    for place in (len(FLAT), -len(FLAT) - 1):
+        with pytest.raises(IndexError, match=f"token {place}"):
+            shards[place]
+    with pytest.raises(ValueError, match="a step of 2"):
+        shards[::2]
+    for start, stop in ((3, 3), (-1, 3), (0, len(FLAT) + 1)):
+        with pytest.raises(ValueError, match="must lie between"):
+            shards.part(start, stop)
+
+
+def test_the_loader_and_the_split_take_shards_as_they_take_lists(folder):
+    shards = TokenShards(folder, "letters")
+    ours, theirs = DataLoaderLite(shards, 2, 4), DataLoaderLite(FLAT, 2, 4)
+    for _ in range(12):
+        for a, b in zip(ours.next_batch(), theirs.next_batch(), strict=True):
+            assert torch.equal(a, b)
+    assert ours.state_dict() == theirs.state_dict()
+    parts = split(shards, 0.3)
+    assert all(isinstance(part, TokenShards) for part in parts)
+    assert [part[:].tolist() for part in parts] == list(split(FLAT, 0.3))
+    assert ngram_overlap(*parts, 1) == ngram_overlap(*split(FLAT, 0.3), 1)
+
+
+def test_only_what_is_read_is_opened(folder, monkeypatch):
+    opened = []
+    load = np.load
+    monkeypatch.setattr(
+        np, "load", lambda path, **how: opened.append(path.name) or load(path, **how)
+    )
+    shards = TokenShards(folder, "letters")
+    assert opened == []
+    assert isinstance(shards._map(1), np.memmap)
+    _ = shards[0:3], shards[2:5]
+    assert opened == ["shard-00001.npy", "shard-00000.npy"]
+
+
+@pytest.mark.parametrize("broken_write", range(7))
+def test_an_interrupted_writer_goes_on(tmp_path, folder, monkeypatch, broken_write):
+    """Fail at every single write (3 shards and the index after each, and at the end), and go on."""
+    whole, writes = files(folder), itertools.count()
+    write = assets.write_atomically
+
+    def fail_once(path, content):
+        if next(writes) == broken_write:
+            (path.parent / f".{path.name}.half").write_bytes(content[: len(content) // 2])
+            raise OSError("the disk is full")
+        write(path, content)
+
+    monkeypatch.setattr(assets, "write_atomically", fail_once)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(OSError, match="disk is full"):
+        write_shards(other, TEXTS, Letters(), 10)
+    with pytest.raises((assets.MissingAssetError, ValueError), match="write_shards"):
+        TokenShards(other, "letters")
+    stored = json.loads((other / "index.json").read_text()) if broken_write > 1 else None
+    tokenizer = Letters()
+    write_shards(other, iter(TEXTS), tokenizer, 10)
+    assert files(other) == whole
+    done = sum(len(shard["documents"]) for shard in stored["content"]["shards"]) if stored else 0
+    assert tokenizer.encoded == TEXTS[done:]  # what is stored is not encoded again
+    assert done == [0, 0, 2, 2, 4, 4, 6][broken_write]
+
+
+def test_writing_again_changes_nothing_and_more_documents_are_added(folder):
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    tokenizer = Letters()
+    write_shards(folder, TEXTS, tokenizer, 10)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert tokenizer.encoded == []
+    assert write_shards(folder, [*TEXTS, "more"], tokenizer, 10)[:].tolist() == [
+        *FLAT, *map(ord, "more"), 0
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "texts", [["won", *TEXTS[1:]], TEXTS[1:], TEXTS[:3], ["onetwo", " words", *TEXTS[2:]]]
+)
+def test_other_documents_are_refused(folder, texts):
+    with pytest.raises(ValueError, match="holds other documents"):
+        write_shards(folder, texts, Letters(), 10)
+
+
+def test_another_tokenizer_is_refused(folder):
+    with pytest.raises(ValueError, match="tokenizer letters, not numbers"):
+        TokenShards(folder, "numbers")
+    with pytest.raises(ValueError, match="fingerprint letters, not numbers"):
+        write_shards(folder, TEXTS, Letters(fingerprint="numbers"), 10)
+    with pytest.raises(ValueError, match="eos_id 0, not 1"):
+        write_shards(folder, TEXTS, Letters(eos_id=1), 10)
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "flip":
+        content[-3] ^= 1
+    elif how == "truncate":
+        del content[-2:]
+    elif how == "extend":
+        content += b"\0\0"
+    elif how == "empty":
+        content.clear()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncate", "extend", "empty"])
+def test_a_shard_of_another_size_is_refused_at_once(folder, how):
+    damage(folder / "shard-00001.npy", how)
+    with pytest.raises(assets.CorruptAssetError, match=r"shard-00001.npy has .* bytes instead of"):
+        TokenShards(folder, "letters")
+
+
+def test_a_changed_shard_is_refused_before_it_is_read(folder):
+    damage(folder / "shard-00001.npy", "flip")
+    shards = TokenShards(folder, "letters")
+    assert shards[0:5].tolist() == FLAT[:5]
+    with pytest.raises(assets.CorruptAssetError, match=r"shard-00001.npy is damaged: SHA-256"):
+        shards[0:20]
+    with pytest.raises(assets.CorruptAssetError, match=r"shard-00001.npy is damaged"):
+        shards.verify()
+    with pytest.raises(assets.CorruptAssetError, match=r"shard-00001.npy is damaged"):
+        write_shards(folder, TEXTS, Letters(), 10)
+
+
+def test_a_missing_or_swapped_shard_is_refused(folder):
+    one, two = folder / "shard-00000.npy", folder / "shard-00001.npy"
+    content = one.read_bytes(), two.read_bytes()
+    assert len(content[0]) != len(content[1]) or content[0] != content[1]
+    one.write_bytes(content[1])
+    two.write_bytes(content[0])
+    with pytest.raises(assets.CorruptAssetError, match="shard-00000"):
+        TokenShards(folder, "letters").verify()
+    one.unlink()
+    with pytest.raises(assets.MissingAssetError, match=r"shard-00000.npy is missing"):
+        TokenShards(folder, "letters")
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "extend", "empty"])
+def test_a_damaged_index_is_refused(folder, how):
+    damage(folder / "index.json", how)
+    with pytest.raises(assets.CorruptAssetError, match=r"index.json is damaged"):
+        TokenShards(folder, "letters")
+
+
+def test_a_changed_index_is_refused(folder):
+    index = json.loads((folder / "index.json").read_text())
+    index["content"]["shards"][0]["documents"][1] += 1
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(assets.CorruptAssetError, match=r"index.json is damaged"):
+        TokenShards(folder, "letters")
+
+
+def test_an_index_of_another_format_is_refused(folder):
+    content = json.loads((folder / "index.json").read_text())["content"]
+    data._write_index(folder, content | {"format": "version 2"})
+    with pytest.raises(ValueError, match="format 'version 2'"):
+        TokenShards(folder, "letters")
+
+
+def test_no_shards_at_all(tmp_path):
+    with pytest.raises(assets.MissingAssetError, match="write_shards makes it"):
+        TokenShards(tmp_path, "letters")
+    with pytest.raises(ValueError, match="no documents"):
+        write_shards(tmp_path / "empty", [], Letters())
+    with pytest.raises(ValueError, match="one text"):
+        write_shards(tmp_path / "text", "one text", Letters())
+    with pytest.raises(ValueError, match="shard_tokens=0"):
+        write_shards(tmp_path / "zero", TEXTS, Letters(), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokenizer", "message"),
+    [
+        ("é", Letters(), "document 1 has token 233: must lie between 0 and 127"),
+        ("", Letters(vocab_size=65_537), "vocabulary of 65,537.*16-bit"),
+        ("\uffff\U00010000", Letters(vocab_size=65_536), "document 1 has token 65536"),
+        ("a\0b", Letters(), "document 1 has the end-of-text token 0 within"),
+    ],
+)
+def test_tokens_that_cannot_be_stored_are_refused(tmp_path, text, tokenizer, message):
+    with pytest.raises(ValueError, match=message):
+        write_shards(tmp_path, ["fine", text], tokenizer)
+
+
+def test_a_negative_token_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Letters, "encode", lambda self, text: [5, -1])
+    with pytest.raises(ValueError, match="document 0 has token -1"):
+        write_shards(tmp_path, ["fine"], Letters())
+
+
+def test_the_largest_token_fits(tmp_path):
+    shards = write_shards(tmp_path, ["\uffff"], Letters(vocab_size=65_536))
+    assert shards[:].tolist() == [65_535, 0]
+
+
+@settings(max_examples=25)
+@given(texts=st.lists(st.text("ab \n", max_size=8), min_size=1, max_size=8), at=st.integers(1, 20))
+def test_any_documents_come_back(tmp_path_factory, texts, at):
+    shards = write_shards(tmp_path_factory.mktemp("any"), texts, Letters(), at)
+    ends = [*shards.documents[1:].tolist(), len(shards)]
+    found = [shards[a : b - 1] for a, b in zip(shards.documents.tolist(), ends, strict=True)]
+    assert ["".join(map(chr, document)) for document in found] == texts
+
+
+def test_real_documents_with_the_real_tokenizer(tmp_path, tokenizer):
+    texts = ["To be, or not to be", load_text()[:2000]]
+    shards = write_shards(tmp_path, texts, tokenizer)
+    assert tokenizer.decode(shards[:]) == "".join(f"{text}<|endoftext|>" for text in texts)
+    assert shards.fingerprint == tokenizer.fingerprint

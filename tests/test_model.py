@@ -1,0 +1,303 @@
+"""Properties of the model that need no second implementation, its shape, and its error messages."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import smol_scratch.model
+from smol_scratch import KVCache, SmolLM2, SmolLM2Config, explicit_attention
+from tests import checks
+from tests.checks import SMALL, Trio, close, largest, randomise
+
+CONFIGS = st.sampled_from(
+    [
+        SMALL,
+        dataclasses.replace(SMALL, n_kv_head=6, tie_embeddings=False),
+        dataclasses.replace(SMALL, n_kv_head=1, head_dim=16, n_layer=3),
+    ]
+)
+SEEDS = st.integers(0, 999)
+
+# The description's, line for line.
+TREE = """\
+SmolLM2(
+  (model): ModuleDict(
+    (embed_tokens): Embedding(49152, 576)
+    (layers): ModuleList(
+      (0-29): 30 x Block(
+        (input_layernorm): RMSNorm()
+        (self_attn): GroupedQueryAttention(
+          (q_proj): Linear(in_features=576, out_features=576, bias=False)
+          (k_proj): Linear(in_features=576, out_features=192, bias=False)
+          (v_proj): Linear(in_features=576, out_features=192, bias=False)
+          (o_proj): Linear(in_features=576, out_features=576, bias=False)
+          (attn_dropout): Dropout(p=0.0, inplace=False)
+          (rope): RotaryPositionalEmbedding()
+        )
+        (post_attention_layernorm): RMSNorm()
+        (mlp): SwiGLU(
+          (gate_proj): Linear(in_features=576, out_features=1536, bias=False)
+          (up_proj): Linear(in_features=576, out_features=1536, bias=False)
+          (down_proj): Linear(in_features=1536, out_features=576, bias=False)
+        )
+      )
+    )
+    (norm): RMSNorm()
+  )
+)"""
+
+
+def make(config: SmolLM2Config = SMALL) -> SmolLM2:
+    model = SmolLM2(config).eval()
+    randomise(model)
+    return model
+
+
+def tokens(batch: int = 2, length: int = 13) -> torch.Tensor:
+    return torch.randint(SMALL.vocab_size, (batch, length))
+
+
+# Properties, over many shapes
+
+
+@given(CONFIGS, SEEDS, st.integers(1, 30), st.integers(1, 30))
+def test_the_future_leaves_the_past_alone(config, seed, past, future):
+    checks.causality(smol_scratch.model, config, seed, length=past + future, cut=past)
+
+
+@given(CONFIGS, SEEDS, st.integers(2, 30), st.integers(1, 34))
+def test_only_distances_count(config, seed, length, shift):
+    checks.relative_shift(smol_scratch.model, config, seed, length, shift)
+
+
+@given(CONFIGS, SEEDS, st.lists(st.integers(1, 9), min_size=1, max_size=7))
+def test_any_split_through_the_cache_gives_the_same(config, seed, pieces):
+    checks.cached_equals_uncached(smol_scratch.model, config, seed, tuple(pieces))
+
+
+@given(CONFIGS, SEEDS, st.integers(2, 5), st.integers(1, 30))
+def test_sequences_of_a_batch_do_not_meet(config, seed, batch, length):
+    checks.batch_independence(smol_scratch.model, config, seed, batch, length)
+
+
+@given(SEEDS)
+def test_explicit_attention_equals_the_fast_one(seed):
+    checks.explicit_equals_fast(smol_scratch.model, seed)
+
+
+# Shape
+
+
+def test_the_printed_tree_is_the_descriptions():
+    with torch.device("meta"):
+        assert repr(SmolLM2(SmolLM2Config())) == TREE
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("135M", 134_515_008),
+        ("360M", 361_821_120),
+        ("1.7B", 1_711_376_384),
+        ("tiny", 5_112_672),
+    ],
+)
+def test_presets_have_the_released_number_of_parameters(preset, parameters):
+    with torch.device("meta"):
+        model = SmolLM2(SmolLM2Config.preset(preset))
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+
+
+def test_both_initialisations_are_a_matter_of_configuration():
+    assert SmolLM2Config().init_std == 0.02
+    assert SmolLM2Config.preset("135M").init_std == 1 / 24
+
+
+def test_one_rotary_table_serves_all_layers():
+    model = make()
+    for one in (model, copy.deepcopy(model), SmolLM2(SMALL)):
+        assert len({id(block.self_attn.rope) for block in one.model.layers}) == 1
+    assert not any("rope" in name for name in model.state_dict())
+
+
+# Behaviour
+
+
+def test_the_loss_is_cross_entropy_without_what_is_marked():
+    model, ids, targets = make(), tokens(), tokens()
+    targets[0, :5] = -100
+    logits, loss = model(ids, targets)
+    kept = targets != -100
+    torch.testing.assert_close(loss, F.cross_entropy(logits[kept], targets[kept]))
+    targets[0, :5] = 7
+    assert model(ids, targets)[1] != loss
+    assert model(ids)[1] is None
+
+
+def test_a_new_model_knows_nothing():
+    """With weights this small all tokens are about equally likely."""
+    model = SmolLM2(SMALL)
+    assert abs(model(tokens(8), tokens(8))[1].item() - math.log(SMALL.vocab_size)) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_loses_no_more_than_transformers_does(dtype):
+    trio = Trio(smol_scratch.model, SMALL)
+    ids = trio.tokens(2, 13)
+    _, exact, _ = trio.logits(ids)
+    frequencies = trio.theirs.model.rotary_emb.inv_freq
+    trio.theirs.to(dtype).model.rotary_emb.inv_freq = frequencies  # from_pretrained keeps them too
+    ours, theirs = trio.ours.to(dtype)(ids)[0], trio.theirs(ids).logits
+    assert ours.dtype == dtype
+    close(f"logits in {dtype}", largest(ours.float() - exact), largest(theirs.float() - exact))
+    cache = KVCache(SMALL, batch_size=2, dtype=dtype)
+    assert trio.ours(ids, ids, cache=cache)[1].isfinite()
+
+
+def test_the_explicit_attention_can_take_the_fast_ones_place():
+    trio = Trio(smol_scratch.model, SMALL)
+    ids = trio.tokens(2, 13)
+    fast, _, floor = trio.logits(ids)
+    called = []
+
+    def attend(*args):
+        called.append(args)
+        return explicit_attention(*args)
+
+    for block in trio.ours.model.layers:
+        block.self_attn.attend = attend
+    close("explicit attention", largest(trio.ours(ids)[0] - fast), floor)
+    assert len(called) == SMALL.n_layer
+
+
+def test_dropout_only_in_training():
+    model, ids = make(), tokens()
+    assert torch.equal(model(ids)[0], model(ids)[0])
+    model.train()
+    assert not torch.equal(model(ids)[0], model(ids)[0])
+
+
+def test_a_copy_is_a_second_model():
+    model, ids = make(), tokens()
+    before, other = model(ids)[0], copy.deepcopy(model)
+    assert torch.equal(other(ids)[0], before)
+    randomise(other)
+    assert torch.equal(model(ids)[0], before)
+
+
+def test_weights_survive_a_file_without_pickle(tmp_path):
+    model, ids = make(), tokens()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    other = SmolLM2(SMALL).eval()
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    assert torch.equal(other(ids)[0], model(ids)[0])
+
+
+def test_the_cache_can_forget():
+    model, ids, other = make(), tokens(length=9), tokens(length=4)
+    cache = KVCache(SMALL, batch_size=2, max_length=13)
+    model(ids, cache=cache)
+    model(other, cache=cache)
+    cache.truncate(9)
+    again = model(other, cache=cache)[0]
+    fresh = KVCache(SMALL, batch_size=2, max_length=13)
+    model(ids, cache=fresh)
+    assert torch.equal(again, model(other, cache=fresh)[0])
+    assert (cache.length, cache.nbytes) == (13, 2 * 2 * 2 * 2 * 13 * 8 * 4)
+
+
+# Errors name the value and the remedy
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field.name, 0) for field in dataclasses.fields(SmolLM2Config) if field.type == "int"),
+        ("block_size", -1),
+        ("n_layer", 2.0),
+        ("n_layer", True),
+        ("vocab_size", "many"),
+        ("n_head", 10),
+        ("n_kv_head", 4),
+        ("n_kv_head", 18),
+        ("head_dim", 63),
+        ("rope_theta", 1),
+        ("rope_theta", math.inf),
+        ("rope_theta", math.nan),
+        ("rope_theta", "1e5"),
+        ("norm_eps", 0.0),
+        ("norm_eps", 1.0),
+        ("norm_eps", math.nan),
+        ("tie_embeddings", 1),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("init_std", 0.0),
+        ("init_std", math.inf),
+        ("init_std", None),
+    ],
+)
+def test_an_impossible_configuration_is_named(field, value):
+    with pytest.raises(ValueError, match="must") as error:
+        SmolLM2Config(**{field: value})
+    assert f"{field}={value!r}" in str(error.value)
+
+
+def test_a_configuration_cannot_change_and_takes_no_unknown_field():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SmolLM2Config().n_layer = 2
+    with pytest.raises(ValueError, match=r"preset '7B': must be one of 135M"):
+        SmolLM2Config.preset("7B")
+    with pytest.raises(ValueError, match="n_layers: no such field"):
+        SmolLM2Config.preset("tiny", n_layers=2)
+    assert SmolLM2Config.preset("tiny", n_layer=2).n_layer == 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(13, dtype=torch.long), r"shape \(13,\).*must be \(B, T\)"),
+        (torch.zeros(1, 0, dtype=torch.long), r"shape \(1, 0\)"),
+        (torch.zeros(1, 13), r"torch\.float32.*must be \(B, T\) integers"),
+        (torch.zeros(1, 65, dtype=torch.long), "65 tokens.*block_size=64"),
+        (torch.tensor([[3, -1]]), "token -1: must lie between 0 and 60"),
+        (torch.tensor([[3, 61]]), "token 61: must lie between 0 and 60"),
+    ],
+)
+def test_forward_names_what_it_cannot_take(ids, message):
+    with pytest.raises(ValueError, match=message):
+        make()(ids)
+
+
+def test_targets_must_fit():
+    with pytest.raises(ValueError, match=r"targets of shape \(2, 12\).*\(2, 13\)"):
+        make()(tokens(), tokens(length=12))
+
+
+@pytest.mark.parametrize("length", [0, 65])
+def test_a_cache_of_impossible_length_is_named(length):
+    with pytest.raises(ValueError, match=f"max_length={length}: must lie between 1 and"):
+        KVCache(SMALL, max_length=length)
+
+
+def test_a_full_or_foreign_cache_is_named_and_left_as_it_was():
+    model, cache = make(), KVCache(SMALL, batch_size=2, max_length=16)
+    model(tokens(length=13), cache=cache)
+    for ids, message in [
+        (tokens(length=4), "17 tokens do not fit a cache of max_length=16"),
+        (tokens(batch=3, length=1), r"keys \(3, .* do not fit a cache of \(2, "),
+        (tokens(length=52), "65 tokens.*block_size=64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model(ids, cache=cache)
+        assert cache.length == 13
+    with pytest.raises(ValueError, match="length=14: must lie between 0 and the 13 stored"):
+        cache.truncate(14)

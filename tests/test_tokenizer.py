@@ -1,0 +1,140 @@
+"""SmolLM2's tokenizer: the real one, from any source, with nothing lost without a word."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+import unicodedata
+
+import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+
+from smol_scratch import assets, load_tokenizer
+from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION
+
+# Every digit by itself, also the raised and the broken ones; blanks before a digit stay together.
+TRICKY = {
+    "In 1984, 3.14159": ["In", " ", *"1984", ",", " ", "3", ".", *"14159"],
+    "a  1": ["a", "  ", "1"],
+    "a\n\n3": ["a", "\n\n", "3"],
+    "²³ ½": ["²", "³", " ", "½"],
+}
+# Control characters without a token. The planes 4 to 11, of which nothing is assigned, have none
+# either.
+CONTROLS = "\x04\x06\x13\x14\x16\x1d"
+
+
+def test_text_gives_the_known_tokens_and_itself_again(tokenizer, text, caplog, capfd, recwarn):
+    with caplog.at_level(logging.WARNING):
+        ids = tokenizer.encode(text)
+    assert (tokenizer.vocab_size, len(ids), len(set(ids))) == (49_152, 341_094, 11_542)
+    assert tokenizer.decode(ids) == text
+    # A third of a million tokens, and no word about the longest sequence.
+    assert (caplog.records, capfd.readouterr(), list(recwarn)) == ([], ("", ""), [])
+
+
+@pytest.mark.parametrize("string", TRICKY)
+def test_tricky_strings(tokenizer, string):
+    ids = tokenizer.encode(string)
+    assert tokenizer.tokens(ids) == TRICKY[string]
+    assert tokenizer.decode(ids) == string
+
+
+def test_transformers_alone_misreads_the_gguf(tokenizer, gguf):
+    """The reason for a reader of our own: the step that splits digits off is lost on that way."""
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    wrong = {s for s in TRICKY if theirs(s)["input_ids"] != tokenizer.encode(s)}
+    assert wrong == {"a  1", "a\n\n3", "²³ ½"}
+
+
+def test_special_tokens_are_whole(tokenizer):
+    assert len(tokenizer.special_tokens) == 17
+    assert tokenizer.eos_id == tokenizer.special_tokens["<|endoftext|>"] == 0
+    for token, number in tokenizer.special_tokens.items():
+        assert tokenizer.encode(f"a{token}b")[1:-1] == [number]
+    assert tokenizer.decode(tokenizer.encode("<|im_start|>user\n1")) == "<|im_start|>user\n1"
+
+
+def test_ten_thousand_random_strings_survive(tokenizer):
+    rare = [
+        character
+        for character in map(chr, range(sys.maxunicode + 1))
+        if unicodedata.category(character) not in ("Cn", "Cs") and character not in CONTROLS
+    ]
+    common = "".join(map(chr, range(0x20, 0x17F))) + "  \n\n\t0123456789²½—…😀é"
+    dice = random.Random(0)
+    for _ in range(10_000):
+        kinds = dice.choices([rare, common], k=dice.randint(1, 20))
+        string = "".join(map(dice.choice, kinds))
+        assert tokenizer.decode(tokenizer.encode(string)) == string
+
+
+def test_what_the_vocabulary_lacks_is_an_error_and_not_dropped(tokenizer):
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    assert sum(tokenizer.backend.token_to_id(byte) is None for byte in alphabet) == 21
+    for character in CONTROLS + "\U00040000\U000bffff":
+        string = f"a{character}b"
+        # The library: nothing is said, and the character is gone.
+        assert character not in tokenizer.backend.decode(tokenizer.backend.encode(string).ids)
+        with pytest.raises(ValueError, match=rf"U\+{ord(character):04X} at character 1"):
+            tokenizer.encode(string)
+    for string in ("\x03\x05\x12\x15\x17\x1c\x1e", "\U0003ffff\U000c0000"):  # the neighbours
+        assert tokenizer.decode(tokenizer.encode(string)) == string
+
+
+def test_no_text_is_no_token(tokenizer):
+    assert (tokenizer.encode(""), tokenizer.decode([])) == ([], "")
+
+
+def test_every_source_gives_the_same(tokenizer, tmp_path, hub_cache, nothing_at_hand, tries):
+    file = tmp_path / "tokenizer.json"
+    tokenizer.backend.save(str(file))
+    cached = hub_cache / f"models--{HUB_NAME.replace('/', '--')}" / "snapshots" / HUB_REVISION
+    cached.mkdir(parents=True)
+    tokenizer.backend.save(str(cached / "tokenizer.json"))
+    for source in (file, tmp_path, None):  # the fixture's own is the GGUF
+        assert load_tokenizer(source).backend.to_str() == tokenizer.backend.to_str()
+    assert not tries
+
+
+def damaged(kind, tokenizer, gguf, path):
+    if kind == "truncated json":
+        path.write_text(tokenizer.backend.to_str()[:100_000])
+    elif kind == "truncated gguf":
+        path = path.with_suffix(".gguf")
+        path.write_bytes(gguf.read_bytes()[:1_000_000])
+    elif kind == "entries swapped":
+        content = json.loads(tokenizer.backend.to_str())
+        entries = content["model"]["vocab"]
+        entries["Ġthe"], entries["Ġa"] = entries["Ġa"], entries["Ġthe"]
+        path.write_text(json.dumps(content))
+    elif kind == "digits together":
+        backend = Tokenizer.from_str(tokenizer.backend.to_str())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(False)
+        backend.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated json", "cannot be read as a tokenizer"),
+        ("truncated gguf", "cannot be read as a tokenizer"),
+        ("entries swapped", "does not hold SmolLM2's vocabulary"),
+        ("digits together", "splits text in another way"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(kind, message, tokenizer, gguf, tmp_path):
+    path = damaged(kind, tokenizer, gguf, tmp_path / "tokenizer.json")
+    with pytest.raises(assets.CorruptAssetError, match=message) as error:
+        load_tokenizer(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
+    with pytest.raises(assets.MissingAssetError, match=r"tokenizer\.json: no such file"):
+        load_tokenizer(tmp_path)
