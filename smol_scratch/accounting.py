@@ -189,7 +189,7 @@ def activations(
 ) -> dict[str, int]:
     """Return what autograd keeps of a forward pass for the backward pass, in bytes by kind.
 
-    It follows ``model.py`` line by line, with ``fast_attention`` on a CPU and no dropout:
+    It follows ``model.py`` line by line, with PyTorch's fused attention on a CPU and no dropout:
     ``measured_activations`` finds the same to the byte. Parameters and RoPE's tables are kept too
     but exist anyway. Under autocast a projection reads a copy of its input in ``dtype``, each its
     own, while norms, residual stream and loss stay in float32; the matrices are copied once.

@@ -5,7 +5,7 @@ import sys
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -138,10 +138,11 @@ def test_words_equal_the_librarys_on_random_unicode(smollm2, gpt2):
 
 def test_words_equal_the_librarys_for_every_character(smollm2):
     assert len(ASSIGNED) > 140_000
-    text = "".join(f"a{character}b {character} 1{character}" for character in ASSIGNED)
+    text = "".join(f"a{character} {character}1" for character in ASSIGNED)
     assert split_words(text) == library_words(smollm2.backend, text)
 
 
+@settings(max_examples=50)
 @given(st.text())
 def test_words_joined_are_the_text(text):
     for pattern in (SMOLLM2_WORD, GPT2_WORD):
@@ -192,6 +193,7 @@ def test_training_equals_the_librarys(text):
     assert merges_of(backend) == merges
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=30), st.text(alphabet="ab c1é", max_size=60))
 def test_what_is_encoded_comes_back(text, training):
     pairs = sum(len(word.encode()) - 1 for word in set(split_words(training)))

@@ -61,6 +61,7 @@ def test_writing_into_a_batch_changes_nothing_else():
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 60))
 
 
+@settings(max_examples=50)
 @given(sizes)
 def test_against_a_plain_walk_through_the_text(size):
     """What the description's loader does, over any text and on any number of ranks."""
@@ -83,6 +84,7 @@ def test_against_a_plain_walk_through_the_text(size):
         assert all(loader.state_dict() == one.state_dict() for loader in loaders)
 
 
+@settings(max_examples=50)
 @given(sizes, st.integers(0, 40))
 def test_a_restored_loader_goes_on_as_the_first_would_have(size, taken):
     B, T, _, more = size
@@ -234,6 +236,7 @@ def test_shards_are_the_documents_with_an_end_each(folder):
 places = st.one_of(st.none(), st.integers(-2 * len(FLAT), 2 * len(FLAT)))
 
 
+@settings(max_examples=50)
 @given(places, places, st.integers(1, 45))
 def test_every_slice_is_that_of_the_whole(tmp_path_factory, start, stop, shard_tokens):
     folder = tmp_path_factory.getbasetemp() / f"slices-{shard_tokens}"

@@ -1,4 +1,4 @@
-"""The border to ``transformers``, the hub and GGUF: the right weights, or an error that says why."""
+"""The border to ``transformers``, the hub and GGUF: the right weights, or an error saying why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import gguf as gguf_format
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
 
 from smol_scratch import SmolLM2, SmolLM2Config, assets, hub, load_pretrained, to_transformers
 from smol_scratch.hub import (
@@ -20,13 +19,13 @@ from smol_scratch.hub import (
     halves_from_neighbours,
     neighbours_from_halves,
 )
-from tests.checks import SMALL, largest, randomise
+from tests.checks import SMALL, randomise
 
 TINY = dataclasses.replace(SMALL, dropout=0.0)
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
-# HuggingFaceTB/SmolLM2-135M's config.json, as published.
+# The fields of HuggingFaceTB/SmolLM2-135M's config.json.
 RELEASED = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
@@ -86,7 +85,6 @@ def test_theta_is_read_where_either_version_writes_it():
 def test_a_configuration_survives_both_ways(preset):
     config = SmolLM2Config.preset(preset, rope_theta=5e5)
     assert config_from_hf(config_to_hf(config)) == config
-    assert config_from_hf(hub.llama_config(config).to_diff_dict() | config_to_hf(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -188,54 +186,30 @@ def test_half_precision_weights_become_float32(folder):
     assert all(torch.equal(state[name], halves[name].float()) for name in halves)
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
+INDEX = "model.safetensors.index.json"
+ELSEWHERE = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
 
 
 @pytest.mark.parametrize(
-    ("damage", "error", "message"),
+    ("file", "damage", "error", "message"),
     [
-        (
-            lambda folder: truncate(folder / "model.safetensors"),
-            assets.CorruptAssetError,
-            r"model\.safetensors is damaged",
-        ),
-        (
-            lambda folder: truncate(folder / "config.json"),
-            assets.CorruptAssetError,
-            r"config\.json",
-        ),
-        (
-            lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
-            assets.CorruptAssetError,
-            r"index\.json is damaged",
-        ),
-        (
-            lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
-            assets.CorruptAssetError,
-            r"index\.json is damaged",
-        ),
-        (
-            lambda folder: (folder / "model.safetensors.index.json").write_text(
-                '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
-            ),
-            assets.MissingAssetError,
-            r"model-00001-of-00002\.safetensors is missing",
-        ),
-        (
-            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-            assets.MissingAssetError,
-            "only safetensors are read",
-        ),
-        (
-            lambda folder: (folder / "config.json").unlink(),
-            assets.MissingAssetError,
-            r"no config\.json",
-        ),
+        ("model.safetensors", "truncate", assets.CorruptAssetError, "model.safetensors is damaged"),
+        ("model.safetensors", "remove", assets.MissingAssetError, "only safetensors are read"),
+        ("config.json", "truncate", assets.CorruptAssetError, "config.json: Expecting"),
+        ("config.json", "remove", assets.MissingAssetError, "no config.json: not a model folder"),
+        (INDEX, "{", assets.CorruptAssetError, "index.json is damaged"),
+        (INDEX, "{}", assets.CorruptAssetError, "index.json is damaged.*weight_map"),
+        (INDEX, ELSEWHERE, assets.MissingAssetError, "model-00001-of-00002.safetensors is missing"),
     ],
 )
-def test_a_damaged_folder_is_named(damage, error, message, folder):
-    damage(folder)
+def test_a_damaged_folder_is_named(file, damage, error, message, folder):
+    path = folder / file
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-50])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        path.write_text(damage)
     with pytest.raises(error, match=message) as raised:
         load_pretrained(folder)
     assert str(folder) in str(raised.value)
@@ -403,10 +377,8 @@ def test_a_path_that_is_not_there_is_named(source, tries):
     assert not tries
 
 
-def test_transformers_gets_a_copy(real_model):
+def test_transformers_gets_a_copy():
     model = make()
-    theirs = to_transformers(model)
-    assert isinstance(theirs, LlamaForCausalLM)
     before = model.state_dict()[QUERY].clone()
-    theirs.get_parameter(QUERY).data.zero_()
-    assert largest(model.state_dict()[QUERY] - before) == 0
+    to_transformers(model).get_parameter(QUERY).data.zero_()
+    assert torch.equal(model.state_dict()[QUERY], before)

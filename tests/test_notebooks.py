@@ -162,8 +162,8 @@ def shared_definitions(nb):
 
 @each
 def test_definitions_are_the_packages(path):
-    for name, tree in shared_definitions(notebook.read(path)).items():
-        assert tree == PACKAGE[name], f"{name} differs between {path.name} and the package"
+    found = shared_definitions(notebook.read(path))
+    assert [name for name, tree in found.items() if tree != PACKAGE[name]] == []
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def verdict(stem, code):
 
 
 # Notebooks whose checkers bear another name than the notebook.
-CHECKERS: dict[str, str] = {}
+CHECKERS = {"06_model": "assembled"}
 
 
-@pytest.mark.parametrize(("stem", "stub", "folded"), exercise_cells())
+@pytest.mark.parametrize(("stem", "stub", "folded"), list(exercise_cells()))
 def test_exercise(stem, stub, folded):
     assert "solution" in tags(folded), "the cell after an exercise must hold its solution"
     assert "<details>" in folded.source
@@ -362,7 +362,8 @@ def test_colab_installs_the_package_and_leaves_torch_alone(tmp_path):
                 ours = "smol_scratch" in entry.name or entry.name.startswith("__editable__")
                 if not ours and not (site / entry.name).exists():
                     (site / entry.name).symlink_to(entry)
-    cell = notebook.set_up_cell(f"file://{origin}")
+    # pip 23 takes a file address only with a host.
+    cell = notebook.set_up_cell(f"file://localhost{origin}")
     program = f"""
 import google.colab, sys
 from IPython.testing.globalipapp import start_ipython

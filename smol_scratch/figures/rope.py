@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -57,7 +58,9 @@ def turning_pair(
             side = "center" if abs(v[0]) < 1.2 else "left" if v[0] < 0 else "right"
             above = 0.22 if v[1] > 0 else -0.22
             ax.text(v[0], v[1] + above, name, ha=side, va="center", fontsize=10)
-        ax.set_title(f"query at {at_query}, key at {at_key}\ndot product {q @ k:.2f}")
+        ax.set_title(
+            f"query at {at_query}, key at {at_key}\ndot product {q @ k:.2f}".replace("-", "−")
+        )
     return figure
 
 
@@ -69,7 +72,7 @@ def wavelengths(lengths: Mapping[str, Sequence[float]], limits: Mapping[str, int
         limits: label to a context length in positions.
     """
     figure, ax = new_figure(figsize=(7.0, 3.6))
-    looks = (("query", "-", "o"), ("key", "--", "s"))
+    looks = (("right", "-", "o"), ("wrong", "--", "s"))
     for (label, values), (colour, style, mark) in zip(lengths.items(), looks, strict=False):
         ax.plot(values, style, marker=mark, markersize=4, color=COLOURS[colour], label=label)
     for (label, limit), style in zip(limits.items(), ("-", ":"), strict=False):
@@ -106,7 +109,7 @@ def by_distance(curves: Mapping[str, Sequence[float]]) -> Figure:
         curves: label to the value at distance 0, 1, 2, … relative to that at 0.
     """
     figure, ax = new_figure(figsize=(7.0, 3.2))
-    looks = (("other", "--", 2.2), ("query", "-", 1.3))
+    looks = (("other", "--", 2.2), ("attention", "-", 1.3))
     for (label, values), (colour, style, width) in zip(curves.items(), looks, strict=False):
         ax.plot(range(1, len(values)), values[1:], style, color=COLOURS[colour], linewidth=width,
                 label=label)  # fmt: skip
@@ -126,13 +129,13 @@ def extra_loss(ends: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Fi
     """
     figure, ax = new_figure(figsize=(7.0, 3.9))
     edges = [0, *ends]
-    centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    centres = [(a + b) / 2 for a, b in pairwise(edges)]
     looks = (
         ("wrong", "-", "o"),
         ("other", "--", "s"),
-        ("query", "-.", "D"),
-        ("value", ":", "^"),
-        ("key", "--", "v"),
+        ("residual", "-.", "D"),
+        ("down", ":", "^"),
+        ("embedding", "--", "v"),
     )
     for (label, values), (colour, style, mark) in zip(curves.items(), looks, strict=False):
         ax.plot(centres, values, style, marker=mark, markersize=5, color=COLOURS[colour],
@@ -152,7 +155,7 @@ def angle_errors(positions: Sequence[int], errors: Mapping[str, Sequence[float]]
         errors: label to the largest error of a cosine or sine over all pairs.
     """
     figure, ax = new_figure(figsize=(7.0, 3.4))
-    looks = (("wrong", "--", "o"), ("key", "-.", "s"), ("right", "-", "^"))
+    looks = (("wrong", "--", "o"), ("other", "-.", "s"), ("right", "-", "^"))
     for (label, values), (colour, style, mark) in zip(errors.items(), looks, strict=False):
         ax.plot(positions, values, style, marker=mark, markersize=4, color=COLOURS[colour],
                 label=label)  # fmt: skip
