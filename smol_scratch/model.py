@@ -65,7 +65,8 @@ class RotaryPositionalEmbedding(nn.Module):
     a key then depends on the distance between them alone. The tables of cosines and sines hold no
     parameters and are shared by all layers.
 
-    Shapes: (B, heads, T, D) -> (B, heads, T, D).
+    Shapes: (B, heads, T, D) -> (B, heads, T, D). A position of ``block_size`` or later is a
+    ValueError.
 
     Source: Su et al., 2021, arXiv:2104.09864.
     """
@@ -83,6 +84,8 @@ class RotaryPositionalEmbedding(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """Turn ``x``, whose first token stands at position ``start``."""
         end = start + x.shape[-2]
+        if end > len(self.cos):
+            raise ValueError(f"position {end - 1}: the tables have block_size={len(self.cos)}")
         return rotate(x, self.cos[start:end], self.sin[start:end])
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from smol_scratch.figures.style import COLOURS, new_figure
-
-# Where two or more curves share a panel, they differ by dashes and marks too.
-_LOOKS = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "v"))
 
 
 def same_matrix_twice(
@@ -36,7 +32,7 @@ def same_matrix_twice(
     logits = rows @ x
     chances = np.exp(logits) / np.exp(logits).sum()
     figure, ax = new_figure(figsize=(7.5, 2.75))
-    ax.set(xlim=(-0.75, 12.6), ylim=(-1.35, 3.55))
+    ax.set(xlim=(-0.75, 12.75), ylim=(-1.25, 3.5))
     ax.axis("off")
     line, colour = COLOURS["residual"], COLOURS["embedding"]
 
@@ -68,27 +64,27 @@ def same_matrix_twice(
     ax.text(width / 2, -0.05, f"look up “{read}”", ha="center", va="top", fontsize=9)
     ax.text(7.3 + width / 2, -0.05, "dot product\nwith each row", ha="center", va="top", fontsize=9)
     at = 2.1 - 0.75 * list(names).index(read) + 0.3
-    arrow((width + 0.1, at), (2.25, 1.35))
+    arrow((width + 0.1, at), (2.25, 1.65))
     for left, wide, label, face in ((2.3, 1.15, "30\nblocks", None), (3.75, 0.95, "norm", "norm")):
         ax.add_patch(
-            FancyBboxPatch((left, 0.85), wide, 1.0, boxstyle="round,pad=0,rounding_size=0.1",
+            FancyBboxPatch((left, 1.15), wide, 1.0, boxstyle="round,pad=0,rounding_size=0.1",
                            facecolor=COLOURS[face] if face else "white",
                            edgecolor=COLOURS[face] if face else "#888888")
         )  # fmt: skip
-        ax.text(left + wide / 2, 1.35, label, ha="center", va="center", fontsize=9.5,
+        ax.text(left + wide / 2, 1.65, label, ha="center", va="center", fontsize=9.5,
                 color="white" if face else "#333333")  # fmt: skip
-    arrow((3.47, 1.35), (3.73, 1.35))
-    arrow((4.72, 1.35), (5.0, 1.35))
-    cells(5.05, 1.05, x, False)
-    arrow((5.05 + 0.72 * len(x) + 0.05, 1.35), (6.85, 1.35))
+    arrow((3.47, 1.65), (3.73, 1.65))
+    arrow((4.72, 1.65), (5.0, 1.65))
+    cells(5.05, 1.35, x, False)
+    arrow((5.05 + 0.72 * len(x) + 0.05, 1.65), (6.85, 1.65))
     for left, title, values, form in (
         (9.25, "logits", logits, "{:g}"),
-        (11.0, "chances", chances, "{:.2f}"),
+        (11.0, "probabilities", chances, "{:.2f}"),
     ):
         ax.text(left + 0.55, 3.0, title, ha="center", fontsize=9.5)
         for i, (name, value) in enumerate(zip(names, values, strict=True)):
             bottom = 2.1 - 0.75 * i
-            hit = title == "chances" and name == came
+            hit = title == "probabilities" and name == came
             ax.add_patch(
                 Rectangle((left, bottom + 0.08), 0.9 * value / values.max(), 0.44,
                           facecolor=COLOURS["right"] if hit else COLOURS["other"],
@@ -96,30 +92,37 @@ def same_matrix_twice(
             )  # fmt: skip
             ax.text(left + 0.9 * value / values.max() + 0.06, bottom + 0.28, form.format(value),
                     va="center", fontsize=9)  # fmt: skip
-    arrow((7.3 + width + 0.1, 1.35), (9.2, 1.35))
+    arrow((7.3 + width + 0.1, 1.65), (9.2, 1.65))
     surprise = -np.log(chances[list(names).index(came)])
     ax.text(11.55, -0.05, f"“{came}” came:\nsurprise\n{surprise:.2f} nats", ha="center", va="top",
             fontsize=9, color=COLOURS["right"])  # fmt: skip
     return figure
 
 
-def gradient_parts(parts: Mapping[str, np.ndarray]) -> Figure:
+def gradient_parts(parts: Mapping[str, np.ndarray], came: np.ndarray) -> Figure:
     """Draw how long each row of the embedding's gradient is, one panel for each of its parts.
 
     Args:
-        parts: title to the length of the gradient of each token's row, (V,); rows of exactly
-            zero are left out.
+        parts: title to the length of the gradient of each token's row, (V,), first the lookup's,
+            then the head's; rows of exactly zero are left out.
+        came: whether a token was a target, (V,); their dots are drawn darker in the second panel.
     """
-    figure, axes = new_figure(1, len(parts), figsize=(7.5, 3.0), sharey=True)
-    for ax, (title, lengths), colour in zip(
-        axes, parts.items(), ("query", "embedding"), strict=False
-    ):
-        hit = np.flatnonzero(lengths)
-        size = 9 if len(hit) < 1000 else 0.6
-        ax.scatter(hit, lengths[hit], s=size, color=COLOURS[colour], linewidths=0)
-        ax.set(yscale="log", xlabel="number of the token", title=f"{title}: {len(hit):,} rows")
-        ax.set_xlim(0, len(lengths))
-        ax.set_xticks(range(0, len(lengths), 20_000), [f"{n:,}" for n in range(0, len(lengths), 20_000)])
+    figure, axes = new_figure(1, 2, figsize=(7.5, 3.1), sharey=True)
+    ticks = range(0, len(came), 20_000)
+    for ax, (title, lengths) in zip(axes, parts.items(), strict=True):
+        hit = lengths > 0
+        ax.set(yscale="log", xlabel="number of the token", title=f"{title}: {hit.sum():,} rows")
+        ax.set_xlim(-800, len(came))
+        ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    first, second = parts.values()
+    read, rest = np.flatnonzero(first), np.flatnonzero(~came)
+    ax_read, ax_score = axes
+    ax_read.scatter(read, first[read], s=12, color=COLOURS["query"], label="was read")
+    ax_score.scatter(rest[::4], second[rest[::4]], s=0.5, color=COLOURS["embedding"], alpha=0.45)
+    hits = np.flatnonzero(came)
+    ax_score.scatter(hits, second[hits], s=14, marker="D", color=COLOURS["residual"])
+    ax_score.text(25_000, 0.25, "tokens that came", ha="center", fontsize=9)
+    ax_score.text(25_000, 3e-3, "all others (every fourth drawn)", ha="center", fontsize=9)
     axes[0].set_ylabel("length of the row's gradient")
     return figure
 
@@ -138,7 +141,7 @@ def logit_spread(
     edges = np.linspace(-limit, limit, 101)
     middle = (edges[1:] + edges[:-1]) / 2
     for (label, values), colour, style in zip(
-        logits.items(), ("right", "gate"), ("-", "--"), strict=False
+        logits.items(), ("right", "embedding"), ("-", "--"), strict=False
     ):
         height, _ = np.histogram(values, edges, density=True)
         ax.fill_between(middle, height, step="mid", color=COLOURS[colour], alpha=0.3)
@@ -150,26 +153,6 @@ def logit_spread(
     return figure
 
 
-def loss_by_position(
-    curves: Mapping[str, Sequence[float]], ends: Sequence[int], wrong: Sequence[str] = ()
-) -> Figure:
-    """Draw the loss at early and late positions of a long text.
-
-    Args:
-        curves: label to the mean loss in each stretch, in nats a token.
-        ends: the position at which each stretch ends.
-        wrong: the labels that are drawn as wrong.
-    """
-    figure, ax = new_figure(figsize=(7.2, 3.2))
-    for (label, values), (style, mark) in zip(curves.items(), _LOOKS, strict=False):
-        colour = COLOURS["wrong" if label in wrong else "right"]
-        ax.plot(ends, values, style, marker=mark, markersize=5, color=colour, label=label)
-    ax.set(xlabel="position in the text (end of a stretch)", ylabel="loss (nats a token)")
-    ax.set_xlim(0, max(ends) * 1.03)
-    ax.legend(fontsize=9)
-    return figure
-
-
 def noise_growth(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Draw how far two ways of computing the same residual stream drift apart.
 
@@ -177,17 +160,16 @@ def noise_growth(curves: Mapping[str, Sequence[float]]) -> Figure:
         curves: label to relative difference after 0, 1, … blocks; a zero is left out.
     """
     figure, ax = new_figure(figsize=(7.2, 3.4))
-    for (label, values), (style, mark), colour in zip(
-        curves.items(), _LOOKS, ("right", "gate", "value", "wrong"), strict=False
-    ):
+    looks = (("--", "s", "residual"), ("-", "o", "right"))
+    for (label, values), (style, mark, colour) in zip(curves.items(), looks, strict=False):
         v = np.asarray(values, dtype=float)
-        ax.plot(np.where(v > 0, v, np.nan), style, marker=mark, markersize=4,
-                color=COLOURS[colour], label=label)  # fmt: skip
-    for eps, name, where in ((2**-24, "float32", "bottom"), (2**-9, "bfloat16", "bottom")):
-        ax.axhline(eps, color=COLOURS["other"], linewidth=1.0, linestyle=":")
-        ax.text(30.2, eps * 1.1, f"half a step of {name}", ha="right", va=where, fontsize=8.5,
-                color="#666666")  # fmt: skip
-    ax.set(yscale="log", xlabel="blocks passed", ylabel="relative difference", xlim=(-0.6, 30.6))
+        v[v == 0] = np.nan
+        ax.plot(v, style, marker=mark, markersize=4, color=COLOURS[colour], label=label)
+    for eps, name in ((2**-24, "float32"), (2**-9, "bfloat16")):
+        ax.axhline(eps, color=COLOURS["other"], linewidth=1.2, linestyle=":")
+        ax.text(30.2, eps / 1.15, f"half a step of {name}", ha="right", va="top", fontsize=9)
+    ax.set(yscale="log", xlabel="blocks passed", ylabel="relative difference",
+           xlim=(-0.6, 30.6), ylim=(1e-8, 6e-2))  # fmt: skip
     ax.legend(fontsize=9, loc="center right")
     return figure
 
@@ -208,25 +190,6 @@ def losses(curves: Mapping[str, Sequence[float]], floor: float, floor_label: str
     ax.axhline(floor, color=COLOURS["residual"], linewidth=1.2, linestyle=":", label=floor_label)
     ax.set(xlabel="training step", ylabel="loss (nats a token)", ylim=(-0.1, None))
     ax.legend(fontsize=9, loc="center right")
-    return figure
-
-
-def next_tokens(panels: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
-    """Draw the likeliest next tokens after some prompts.
-
-    Args:
-        panels: prompt to (token, probability), likeliest first.
-    """
-    options: dict[str, Any] = {"figsize": (7.5, 2.6)}
-    figure, axes = new_figure(1, len(panels), **options)
-    for ax, (prompt, guesses) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        names = [name for name, _ in guesses]
-        chances = [chance for _, chance in guesses]
-        ax.barh(range(len(names)), chances, color=COLOURS["right"], height=0.65)
-        ax.set_yticks(range(len(names)), names)
-        ax.invert_yaxis()
-        ax.set(xlabel="probability", title=prompt, xlim=(0, 1))
-        ax.grid(False, axis="y")
     return figure
 
 

@@ -14,7 +14,7 @@ from matplotlib.patches import Wedge
 from smol_scratch.figures.style import COLOURS, new_figure
 
 
-def _arrow(ax: Axes, end: Sequence[float], colour: str, alpha: float = 1.0) -> None:
+def _arrow(ax: Axes, end: np.ndarray, colour: str, alpha: float = 1.0) -> None:
     style = {"arrowstyle": "-|>", "color": colour, "lw": 2.2, "alpha": alpha, "shrinkA": 0}
     ax.annotate("", tuple(end), (0, 0), arrowprops=style | {"shrinkB": 0, "mutation_scale": 13})
 

@@ -74,15 +74,15 @@ def responses(side: Sequence[float], panels: Mapping[str, np.ndarray]) -> Figure
     figure, axes = new_figure(1, len(panels), figsize=(7.5, 3.0), sharey=True)
     reach = max(float(np.abs(surface).max()) for surface in panels.values())
     for ax, (title, surface) in zip(axes, panels.items(), strict=True):
-        ax.imshow(
-            surface, extent=(side[0], side[-1], side[0], side[-1]), origin="lower",
-            cmap=_SIGNED, vmin=-reach, vmax=reach, interpolation="bilinear",
+        ax.contourf(
+            side, side, surface, levels=[-9.1, -4, -2, -1, -0.2, 0.2, 1, 2, 4, 9.1],
+            cmap=_SIGNED, vmin=-reach, vmax=reach,
         )  # fmt: skip
         lines = ax.contour(
             side, side, surface, levels=[-4, -2, -1, -0.2, 0.2, 1, 2, 4],
             colors="#222222", linewidths=0.8,
         )  # fmt: skip
-        ax.clabel(lines, fontsize=8.5, fmt="%g")
+        ax.clabel(lines, levels=[-4, -1, -0.2, 0.2, 1, 4], fontsize=8.5, fmt="%g")
         ax.set(title=title, xlabel="reading a", aspect="equal")
         ax.grid(visible=False)
     axes[0].set_ylabel("reading b")
@@ -144,10 +144,12 @@ def gates_by_layer(
     figure, axes = new_figure(1, 3, figsize=(7.5, 3.5))
     layers = np.arange(gates.shape[1])
     low, quarter, middle, three, high = gates
-    axes[0].fill_between(layers, low, high, color=COLOURS["gate"], alpha=0.25, label="98 % of gates")
+    axes[0].fill_between(
+        layers, low, high, color=COLOURS["gate"], alpha=0.25, label="98 % of gates"
+    )
     axes[0].fill_between(layers, quarter, three, color=COLOURS["gate"], alpha=0.6, label="half")
     axes[0].plot(layers, middle, color=COLOURS["residual"], linewidth=1.5, label="median")
-    axes[0].set(title="gate values", ylim=(-4.5, 5.5))
+    axes[0].set(title="gate values", ylim=(-5, 14))
     axes[0].legend(fontsize=8.5, loc="upper left")
     for (label, values), (colour, style) in zip(
         shares.items(), (("gate", "-"), ("query", "--")), strict=True
@@ -208,19 +210,4 @@ def damage(losses: Mapping[str, float], floor: float, floor_label: str) -> Figur
     ax.set(xlabel="loss (nats a token)", xlim=(0, 1.12 * max(losses.values())))
     ax.grid(visible=False, axis="y")
     ax.legend(fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.9))
-    return figure
-
-
-def indistinguishable(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw training losses that nobody can tell apart.
-
-    Args:
-        curves: label to loss in nats at each step.
-    """
-    figure, ax = new_figure(figsize=(7.2, 3.0))
-    looks = [("right", "-", 3.5), ("wrong", "--", 1.6), ("key", ":", 1.8)]
-    for (label, values), (colour, style, width) in zip(curves.items(), looks, strict=False):
-        ax.plot(values, style, color=COLOURS[colour], linewidth=width, label=label)
-    ax.set(xlabel="training step", ylabel="loss (nats a character)")
-    ax.legend(fontsize=9)
     return figure
