@@ -53,7 +53,7 @@ $(READY): pyproject.toml constraints.txt requirements-assets.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed, this is ' + sys.version.split()[0])"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,test]"
-	$(PY) -m smol_scratch.assets
+	$(PY) -m smol_scratch assets
 	@touch $(READY)
 
 clean:

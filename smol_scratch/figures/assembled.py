@@ -76,7 +76,7 @@ def same_matrix_twice(
     arrow((3.47, 1.65), (3.73, 1.65))
     arrow((4.72, 1.65), (5.0, 1.65))
     cells(5.05, 1.35, x, False)
-    arrow((5.05 + 0.72 * len(x) + 0.05, 1.65), (6.85, 1.65))
+    arrow((5.05 + 0.72 * len(x) + 0.05, 1.65), (6.68, 1.65))
     for left, title, values, form in (
         (9.25, "logits", logits, "{:g}"),
         (11.0, "probabilities", chances, "{:.2f}"),
@@ -112,7 +112,7 @@ def gradient_parts(parts: Mapping[str, np.ndarray], came: np.ndarray) -> Figure:
     for ax, (title, lengths) in zip(axes, parts.items(), strict=True):
         hit = lengths > 0
         ax.set(yscale="log", xlabel="number of the token", title=f"{title}: {hit.sum():,} rows")
-        ax.set_xlim(-800, len(came))
+        ax.set_xlim(-1000, len(came) + 1000)
         ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
     first, second = parts.values()
     read, rest = np.flatnonzero(first), np.flatnonzero(~came)

@@ -178,7 +178,7 @@ def writes(ratios: Mapping[str, Sequence[float]], cosines: Mapping[str, Sequence
     left.set(yscale="log", ylabel="length of the write /\nlength of the stream")
     left.legend(fontsize=9)
     right.axhline(0, color=COLOURS["residual"], linewidth=1)
-    right.set(ylabel="cosine of write and stream", ylim=(-0.6, 0.6))
+    right.set(ylabel="cosine of write and stream", ylim=(-0.4, 0.8))
     return figure
 
 
