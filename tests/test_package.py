@@ -116,6 +116,24 @@ def test_importing_prints_nothing_and_brings_nothing_heavy():
     assert not {"transformers", "matplotlib", "IPython", "nbformat", "gguf"} & set(loaded)
 
 
+def test_the_base_dependencies_are_enough_to_load_and_run():
+    """With every extra's library out of reach: model, tokenizer and real weights."""
+    program = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("transformers", "matplotlib", "IPython", "nbformat", "nbclient"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import torch
+from smol_scratch import RMSNorm, SmolLM2, SmolLM2Config, load_pretrained, load_tokenizer
+model, tokenizer = load_pretrained(quiet=True), load_tokenizer()
+logits, _ = model(torch.tensor([tokenizer.encode("The capital of France is")]))
+print(tokenizer.decode([logits[0, -1].argmax()]))
+"""
+    assert python(program).stdout.strip() == "Paris"
+
+
 def test_importing_takes_less_than_two_seconds_beyond_torch():
     timed = "import time, torch\nt = time.perf_counter()\nimport smol_scratch\n"
     timed += "print(time.perf_counter() - t)"

@@ -118,7 +118,6 @@ def floors(
     in_sample: Sequence[float],
     held_out: Sequence[float],
     levels: Mapping[str, float],
-    bits_per_nat: float,
 ) -> Figure:
     """Draw what counting can reach, against the number of tokens looked back at.
 
@@ -126,7 +125,6 @@ def floors(
         in_sample: nats a token with 0, 1, … tokens of context, on the text that was counted.
         held_out: the same on other text.
         levels: label to loss in nats a token, drawn as horizontal lines.
-        bits_per_nat: bits a byte for each nat a token.
     """
     figure, ax = new_figure(figsize=(7.2, 3.9))
     x = np.arange(len(in_sample))
@@ -140,10 +138,6 @@ def floors(
            xlim=(-0.2, len(x) - 0.9))  # fmt: skip
     ax.set_xticks(x)
     ax.legend(fontsize=9, loc="upper right", bbox_to_anchor=(1.0, 0.88))
-    second = ax.secondary_yaxis(
-        "right", functions=(lambda nats: nats * bits_per_nat, lambda bits: bits / bits_per_nat)
-    )
-    second.set_ylabel("bits a byte")
     return figure
 
 
