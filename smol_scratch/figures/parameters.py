@@ -146,15 +146,14 @@ def growth(shares: Mapping[str, Mapping[str, float]]) -> Figure:
         shares: model to part to share.
     """
     figure, ax = new_figure(figsize=(7.3, 2.9))
-    looks = {"embedding": "", "attention": "", "MLP": ""}
     for i, parts in enumerate(shares.values()):
         left = 0.0
-        for part in looks:
+        for part in ("embedding", "attention", "MLP"):
             ax.barh(i, parts[part], left=left, color=COLOURS[part.lower()], edgecolor="white",
                     height=0.62)  # fmt: skip
             ax.text(left + parts[part] / 2, i, f"{part}\n{parts[part]:.1%}" if i == 0 else
                     f"{parts[part]:.1%}", ha="center", va="center", color="white",
-                    fontsize=9.5)  # fmt: skip
+                    fontsize=9.5 if parts[part] > 0.1 else 8.5)  # fmt: skip
             left += parts[part]
     ax.set_yticks(range(len(shares)), list(shares))
     ax.invert_yaxis()
@@ -165,42 +164,54 @@ def growth(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def diary(panels: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw the memory of a training step from operation to operation, stacked by part.
+    """Draw the memory of a training step from operation to operation, and its peak enlarged.
 
     Args:
         panels: title to "weights" and "moments" in bytes, "gradients" and "rest" in bytes after
-            each operation, "ends" (operations after which forward and backward are over), and
-            "predicted", the peak in bytes.
+            each operation, "ends" (operations after which forward and backward are over), "at"
+            (the operation with the peak), and "predicted", the peak in bytes.
     """
-    figure, axes = new_figure(len(panels), 1, figsize=(7.4, 5.9))
-    for ax, (title, told) in zip(axes, panels.items(), strict=True):
-        gradients, rest = np.asarray(told["gradients"]), np.asarray(told["rest"])
-        x = np.arange(len(rest))
-        unit = 1e6
-        fixed = [np.full(len(x), told[name] / unit) for name in ("weights", "moments")]
-        stack = ax.stackplot(
-            x,
-            *fixed,
-            gradients / unit,
-            rest / unit,
-            colors=[COLOURS[c] for c in ("attention", "up", "wrong", "key")],
-            labels=["weights", "AdamW's two moments", "gradients, complete", "everything else"],
-        )
-        for band, hatch in zip(stack, ("", "..", "//", ""), strict=True):
-            band.set(hatch=hatch, edgecolor="white", linewidth=0)
-        ax.axhline(told["predicted"] / unit, color=COLOURS["residual"], linestyle="--",
-                   linewidth=1.4, label="predicted peak")  # fmt: skip
-        high = 1.2 * told["predicted"] / unit
-        edges = [0, *told["ends"], len(x)]
-        for name, start, end in zip(("forward", "backward", "update"), edges, edges[1:],
-                                    strict=False):  # fmt: skip
-            ax.axvline(end, color=COLOURS["residual"], linewidth=0.8)
-            ax.text((start + end) / 2, 0.97 * high, name, ha="center", va="top", fontsize=9)
-        ax.set(xlim=(0, len(x)), ylim=(0, high), ylabel="tensors alive (MB)")
-        ax.set_title(title, fontsize=10)
-        ax.grid(False)
-    axes[-1].set_xlabel("operations of one training step, in order")
-    handles, labels = axes[0].get_legend_handles_labels()
+    figure, axes = new_figure(len(panels), 2, figsize=(7.5, 6.0), width_ratios=[1.9, 1])
+    for (whole, near), (title, told) in zip(axes, panels.items(), strict=True):
+        parts = [np.asarray(told[name], dtype=float) / 1e6 for name in ("gradients", "rest")]
+        x = np.arange(len(parts[0]))
+        parts = [np.full(len(x), told[name] / 1e6) for name in ("weights", "moments")] + parts
+        high = 1.2 * told["predicted"] / 1e6
+        for ax in (whole, near):
+            stack = ax.stackplot(
+                x,
+                *parts,
+                colors=[COLOURS[c] for c in ("attention", "up", "wrong", "key")],
+                labels=["weights", "AdamW's two moments", "gradients, complete", "everything else"],
+                step="mid",
+            )
+            for band, hatch in zip(stack, ("", "..", "//", ""), strict=True):
+                band.set(hatch=hatch, edgecolor="white", linewidth=0)
+            ax.axhline(told["predicted"] / 1e6, color=COLOURS["residual"], linestyle="--",
+                       linewidth=1.4, label="predicted peak")  # fmt: skip
+            for end in told["ends"]:
+                ax.axvline(end - 0.5, color=COLOURS["residual"], linewidth=0.9)
+            ax.set_ylim(0, high)
+            ax.grid(False)
+        near.tick_params(labelleft=False)
+        low, top = max(told["at"] - 16, 0), min(told["at"] + 16, len(x))
+        near.set(xlim=(low - 0.5, top - 0.5))
+        near.set_title("around the peak", fontsize=10)
+        whole.set(xlim=(-0.5, len(x) - 0.5), ylabel="tensors alive (MB)")
+        whole.set_title(title, fontsize=10)
+        forward, backward = told["ends"]
+        whole.text(forward / 2, 0.98 * high, "forward", ha="center", va="top", fontsize=9)
+        whole.text((forward + backward) / 2, 0.98 * high, "backward", ha="center", va="top",
+                   fontsize=9)  # fmt: skip
+        for start, end, name in ((low, forward, "forward"), (max(low, forward), min(top, backward),
+                                 "backward"), (backward, top, "update")):  # fmt: skip
+            if end - start > 3:
+                near.text((start + end) / 2, 0.98 * high, name, ha="center", va="top", fontsize=9)
+            elif 0 < end - start:
+                near.text(end, 0.98 * high, f"{name} ", ha="right", va="top", fontsize=9)
+    for ax in axes[-1]:
+        ax.set_xlabel("operations, in order")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
@@ -223,16 +234,17 @@ def batches(
                linewidth=0.5, width=0.62, label=label)  # fmt: skip
         bottom += np.asarray(values)
     for i, height in enumerate(bottom):
-        ax.text(i, height, f"{height:.1f}", ha="center", va="bottom", fontsize=9.5)
+        ax.text(i - 0.34, height, f"{height:.2f}", ha="right", va="center", fontsize=9.5)
     at = list(sizes).index(said[0])
-    ax.plot([at + 0.42] * 2, said[1:], color=COLOURS["residual"], linewidth=4,
-            solid_capstyle="butt")  # fmt: skip
-    ax.annotate("what the\ndescription says", (at + 0.42, said[2]), (at + 0.1, said[2] + 2.3),
-                fontsize=9, ha="center", va="bottom", color=COLOURS["residual"],
-                arrowprops={"arrowstyle": "-", "color": COLOURS["residual"]})  # fmt: skip
+    ax.add_patch(
+        Rectangle((at - 0.31, said[1]), 0.62, said[2] - said[1], fill=False, linestyle="--",
+                  edgecolor=COLOURS["residual"], linewidth=1.4)
+    )  # fmt: skip
+    ax.text(at, said[2] + 0.15, f"the description:\n{said[1]:g} to {said[2]:g}", fontsize=9,
+            ha="center", va="bottom", color=COLOURS["residual"])  # fmt: skip
     ax.set_xticks(x, [str(size) for size in sizes])
     ax.set(xlabel="sequences of 256 tokens in the batch", ylabel="memory at the peak (GB)",
-           ylim=(0, 1.12 * bottom.max()))  # fmt: skip
+           xlim=(-0.8, len(sizes) - 0.5), ylim=(0, 1.08 * bottom.max()))  # fmt: skip
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(handles[::-1], labels[::-1], fontsize=9, loc="upper left")
     ax.grid(False, axis="x")
@@ -240,27 +252,38 @@ def batches(
 
 
 def tokens_for_parameters(
-    points: Mapping[str, tuple[float, float]], per_parameter: float, mine: str
+    points: Mapping[str, tuple[float, float, str]], per_parameter: float, mine: str
 ) -> Figure:
     """Draw how many tokens models were trained on, and a rule of tokens for each parameter.
 
     Args:
-        points: model to (parameters, tokens).
+        points: model to parameters, tokens, and where its name goes: "right" or "above".
         per_parameter: tokens a parameter by the rule.
-        mine: the point that is marked.
+        mine: the point that is marked; the ratio to the rule is written at all of its size.
     """
     figure, ax = new_figure(figsize=(7.2, 4.3))
-    line = np.array([5e7, 5e11])
+    line = np.array([5e7, 4e12])
     ax.plot(line, per_parameter * line, "--", color=COLOURS["residual"], linewidth=1.4)
-    ax.text(3.2e9, per_parameter * 3.2e9, f" {per_parameter:g} tokens a parameter", fontsize=9.5,
+    ax.text(4e9, per_parameter * 3e9, f"{per_parameter:g} tokens a parameter", fontsize=9.5,
             va="top", color=COLOURS["residual"])  # fmt: skip
-    for name, (size, seen) in points.items():
+    for name, (size, seen, place) in points.items():
         colour, mark = ("wrong", "X") if name == mine else ("right", "o")
+        each = seen / size
+        text = f"{each:,.0f}" if each > 100 else f"{each:.2g}"
         ax.plot(size, seen, mark, color=COLOURS[colour], markersize=9)
-        ax.annotate(f"{name}\n{seen / size:,.3g} a parameter" if seen / size < 1000 else
-                    f"{name}\n{seen / size:,.0f} a parameter", (size, seen), (9, 0),
-                    textcoords="offset points", fontsize=9, va="center",
+        ax.annotate(f"{name}\n{text} a parameter", (size, seen),
+                    (9, 0) if place == "right" else (-6, 9), textcoords="offset points",
+                    fontsize=9, va="center" if place == "right" else "bottom",
+                    ha="right" if place == "above" and size > 1e9 else "left",
                     color=COLOURS[colour])  # fmt: skip
+        if size == points[mine][0]:
+            rule = per_parameter * size
+            ax.annotate("", (size, seen), (size, rule),
+                        arrowprops={"arrowstyle": "-|>", "color": COLOURS[colour],
+                                    "linestyle": ":", "shrinkB": 5})  # fmt: skip
+            ratio = f"{seen / rule:.0f}" if seen > rule else f"{seen / rule:.4f}"
+            ax.text(size * 1.15, (seen * rule) ** 0.5, f"{ratio} × the rule", fontsize=9,
+                    va="center", color=COLOURS[colour])  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="parameters", ylabel="tokens seen in training",
-           xlim=(7e7, 3e12), ylim=(1e6, 2e14))  # fmt: skip
+           xlim=(7e7, 3e12), ylim=(1e6, 4e14))  # fmt: skip
     return figure
