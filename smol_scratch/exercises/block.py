@@ -108,36 +108,6 @@ def check_ledger(answer: Callable[[Sequence[Block], Tensor], list[Tensor]]) -> s
     return "seven entries, and their sum is the output"
 
 
-@exercise
-def check_dropout(answer: Callable[[Block, Tensor, float], Tensor]) -> str:
-    """Expect a function (block, x, p) -> output, with dropout where GPT-2 has it."""
-    block, x = _blocks(3)[0], _stream(3)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        if _off(answer(block, x.clone(), 0.0), block(x)) > 1e-5:
-            raise Hint("with p = 0 nothing is dropped: the result must be that of the block")
-        everything = answer(block, x.clone(), 1.0)
-        if not torch.equal(everything, x):
-            where = "the stream itself was dropped" if (everything == 0).all() else "it is not"
-            raise Hint(f"with p = 1 both writes vanish and x must come back unchanged: {where}")
-        for silent, branch in (("mlp.down_proj", "attention"), ("self_attn.o_proj", "the MLP")):
-            block = _blocks(3)[0]
-            block.get_submodule(silent).weight.zero_()
-            whole = block(x) - x
-            write = answer(block, x.clone(), 0.5) - x
-            dropped = write.abs() < 1e-6
-            if not 0.3 < dropped.float().mean() < 0.7:
-                raise Hint(
-                    f"with p = 0.5, half of what {branch} writes should be zero: drop each write"
-                )
-            if _off(write[~dropped], 2 * whole[~dropped]) > 1e-3:
-                raise Hint(
-                    f"what is left of {branch}'s write should be the write itself, scaled by "
-                    "1/(1 - p): drop what a branch wrote, not what it reads"
-                )
-    return "each write is thinned out before its sum; the stream is never touched"
-
-
 def _with_norms(block: Block, x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
     x = x + block.self_attn(first(x))
     return x + block.mlp(second(x))

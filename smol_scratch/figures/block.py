@@ -127,8 +127,11 @@ def training(
         ax.axhline(floor, color=COLOURS["residual"], linewidth=1, label=floor_label)
         ax.set(xlabel="training step", title=title)
     axes[0].set_ylabel("loss (nats a character)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, loc="outside upper center", ncols=3)
+    curves = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        curves |= dict(zip(labels, handles, strict=True))
+    figure.legend(curves.values(), curves.keys(), fontsize=9, loc="outside upper center", ncols=3)
     return figure
 
 

@@ -69,8 +69,8 @@ def cuts(rows: Mapping[str, Sequence[str]]) -> Figure:
                 ax.text(at + offset + 0.5, -row, shown, ha="center", va="center", fontsize=9.5,
                         family="DejaVu Sans Mono")  # fmt: skip
             at += len(token)
-    ax.text(length + 0.6, 0.75, "tokens", fontsize=9, va="center", ha="left")
-    ax.set(xlim=(-9.5, length + 5), ylim=(-len(rows) + 0.5, 1.0))
+    ax.text(length + 0.6, 0.62, "tokens", fontsize=9, va="center", ha="left")
+    ax.set(xlim=(-9.5, length + 5), ylim=(-len(rows) + 0.5, 0.85))
     ax.axis("off")
     return figure
 
@@ -90,7 +90,7 @@ def fertility_and_zipf(
         vocabulary: entries that there are.
     """
     figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.5))
-    looks = (("embedding", "-", "o"), ("other", "--", "s"), ("wrong", "-.", "^"))
+    looks = (("embedding", "-", "o"), ("other", "--", "s"), ("residual", "-.", "^"))
     for (label, values), (colour, style, mark) in zip(fertility.items(), looks, strict=True):
         left.plot(merges[: len(values)], values, style, marker=mark, markersize=5,
                   color=COLOURS[colour], label=label)  # fmt: skip
@@ -160,7 +160,13 @@ def batches(tokens: Sequence[str], B: int, T: int) -> Figure:
         B: sequences in a batch.
         T: tokens in a sequence.
     """
-    looks = [("embedding", 0.75), ("embedding", 0.35), ("up", 0.8), ("up", 0.35), ("other", 0.25)]
+    looks = [
+        ("embedding", 0.75),
+        ("embedding", 0.35),
+        ("right", 0.6),
+        ("right", 0.25),
+        ("other", 0.25),
+    ]
     figure, ax = new_figure(figsize=(7.5, 4.4))
     width = (2 * T + 1) / len(tokens)  # of a place in the strip; the tables' cells have width 1
     for place in range(len(tokens)):
@@ -178,7 +184,7 @@ def batches(tokens: Sequence[str], B: int, T: int) -> Figure:
                     shown = tokens[place].strip(" ").replace("\n", "↵")
                     _cell(ax, left + column, top - 1.35 - row, 1, looks[place // T],
                           f"{place}\n{shown}")  # fmt: skip
-    ax.set(xlim=(0, 2 * T + 1), ylim=(-0.95 - 2 * (B + 1.15) + 0.7, 1.6))
+    ax.set(xlim=(-0.1, 2 * T + 1.1), ylim=(-0.95 - 2 * (B + 1.15) + 0.7, 1.6))
     ax.axis("off")
     return figure
 

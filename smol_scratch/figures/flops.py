@@ -47,7 +47,7 @@ def split(forward: Mapping[str, float], per_layer: Sequence[float], head: float)
     places = np.arange(len(per_layer))
     right.bar(places, np.asarray(per_layer) / 1e9, width=0.8, color=COLOURS["mlp"])
     right.bar(len(per_layer) + 1.5, head / 1e9, width=2, color=COLOURS["embedding"])
-    right.set_xticks([0, 10, 20, 29, len(per_layer) + 2], ["0", "10", "20", "29", "  head"])
+    right.set_xticks([0, 10, 20, len(per_layer) + 1.5], ["0", "10", "20", "head"])
     right.set(xlabel="block, counted by PyTorch", ylabel="GFLOPs forward")
     right.set_title("by place", fontsize=10)
     right.grid(False, axis="x")
@@ -150,14 +150,18 @@ def runs(flops: Mapping[str, float], marks: Mapping[str, float]) -> Figure:
     """
     figure, ax = new_figure(figsize=(7.5, 2.7))
     names = list(flops)[::-1]
+    for label, x in marks.items():
+        ax.axvline(x, color=COLOURS["wrong"], linewidth=1.2, linestyle="--", zorder=0)
+        ax.text(x, len(names) - 0.5, label, fontsize=9, ha="center", va="bottom",
+                color=COLOURS["residual"])  # fmt: skip
     for i, name in enumerate(names):
         ax.barh(i, flops[name], color=COLOURS["query"], height=0.5)
-        ax.text(1.3e14, i + 0.3, f"{name}: {flops[name]:.1e}", va="bottom", fontsize=9.5)
-    for label, x in marks.items():
-        ax.axvline(x, color=COLOURS["wrong"], linewidth=1.2, linestyle="--")
-        ax.text(x, len(names) - 0.2, label, fontsize=9, ha="center", va="bottom",
-                color=COLOURS["residual"])  # fmt: skip
+        exponent = int(np.floor(np.log10(flops[name])))
+        label = rf"${flops[name] / 10**exponent:.1f} \cdot 10^{{{exponent}}}$"
+        ax.text(flops[name] * 1.5, i, label, va="center", fontsize=9.5,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    ax.set_yticks(range(len(names)), names, fontsize=9.5)
     ax.set_xscale("log")
-    ax.set(xlim=(1e14, 1e22), ylim=(-0.4, len(names) - 0.25), xlabel="FLOPs", yticks=[])
-    ax.grid(False, axis="y")
+    ax.set(xlim=(2e13, 2e23), ylim=(-0.5, len(names) - 0.5), xlabel="FLOPs")
+    ax.grid(False)
     return figure

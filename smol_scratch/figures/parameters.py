@@ -99,7 +99,7 @@ def nested_map(tree: Mapping[str, Any]) -> Figure:
         right, bottom = (max(b[i] + b[i + 2] for b in pieces) for i in (0, 1))
         whole.add_patch(
             Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white",
-                      linewidth=2.6)
+                      linewidth=1.6)
         )  # fmt: skip
     whole.set_title("the whole model: area is parameters; one tile is one layer", fontsize=10)
     first = next(iter(next(iter(tree["blocks"].values())).values()))
@@ -207,7 +207,7 @@ def diary(panels: Mapping[str, Mapping[str, Any]]) -> Figure:
                                  "backward"), (backward, top, "update")):  # fmt: skip
             if end - start > 3:
                 near.text((start + end) / 2, 0.98 * high, name, ha="center", va="top", fontsize=9)
-            elif 0 < end - start:
+            elif end - start > 0:
                 near.text(end, 0.98 * high, f"{name} ", ha="right", va="top", fontsize=9)
     for ax in axes[-1]:
         ax.set_xlabel("operations, in order")
@@ -257,7 +257,8 @@ def tokens_for_parameters(
     """Draw how many tokens models were trained on, and a rule of tokens for each parameter.
 
     Args:
-        points: model to parameters, tokens, and where its name goes: "right" or "above".
+        points: model to parameters, tokens, and where its name goes: "right", "above" or
+            "below".
         per_parameter: tokens a parameter by the rule.
         mine: the point that is marked; the ratio to the rule is written at all of its size.
     """
@@ -272,9 +273,10 @@ def tokens_for_parameters(
         text = f"{each:,.0f}" if each > 100 else f"{each:.2g}"
         ax.plot(size, seen, mark, color=COLOURS[colour], markersize=9)
         ax.annotate(f"{name}\n{text} a parameter", (size, seen),
-                    (9, 0) if place == "right" else (-6, 9), textcoords="offset points",
-                    fontsize=9, va="center" if place == "right" else "bottom",
-                    ha="right" if place == "above" and size > 1e9 else "left",
+                    {"right": (9, 0), "above": (-6, 15), "below": (9, 4)}[place],
+                    textcoords="offset points", fontsize=9,
+                    va={"right": "center", "above": "bottom", "below": "top"}[place],
+                    ha="center" if place == "above" and size > 1e9 else "left",
                     color=COLOURS[colour])  # fmt: skip
         if size == points[mine][0]:
             rule = per_parameter * size
