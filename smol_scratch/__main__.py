@@ -123,7 +123,7 @@ def print_memory(config: SmolLM2Config, B: int, T: int, dtype: torch.dtype) -> N
     kind = str(dtype).removeprefix("torch.")
     print(f"Memory of a training step with AdamW, {B} × {T} tokens, products in {kind}")
     for name, size in accounting.training_memory(config, B, T, dtype).items():
-        name = "peak, as they are never all there" if name == "peak" else name
+        name = "peak (never is all there at once)" if name == "peak" else name
         print(f"  {name:<40}{size / 1e6:>12,.2f} MB")
     cache = accounting.kv_cache_bytes(config, 1, dtype)
     whole = accounting.kv_cache_bytes(config, config.block_size, dtype)
