@@ -3,6 +3,7 @@
 from smol_scratch.cache import KVCache
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.corpus import load_text
+from smol_scratch.data import DataLoaderLite, TokenShards
 from smol_scratch.hub import load_pretrained, to_transformers
 from smol_scratch.model import (
     Block,
@@ -16,12 +17,13 @@ from smol_scratch.model import (
     fast_attention,
     rotate,
 )
-from smol_scratch.tokenizer import load_tokenizer
+from smol_scratch.tokenizer import load_gpt2_tokenizer, load_tokenizer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Block",
+    "DataLoaderLite",
     "GroupedQueryAttention",
     "KVCache",
     "RMSNorm",
@@ -29,9 +31,11 @@ __all__ = [
     "SmolLM2",
     "SmolLM2Config",
     "SwiGLU",
+    "TokenShards",
     "causal_mask",
     "explicit_attention",
     "fast_attention",
+    "load_gpt2_tokenizer",
     "load_pretrained",
     "load_text",
     "load_tokenizer",

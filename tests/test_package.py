@@ -173,8 +173,8 @@ def test_every_import_is_declared():
     for module in MODULES:
         declared = BASE.union(*EXTRAS.values()) if with_extras.fullmatch(module) else BASE
         missing = {x for x in third_party(module) if not distributions_of({x}) & declared}
-        # gguf cannot do without numpy, nor ipykernel without IPython.
-        assert missing <= {"numpy", "IPython"}, f"{module} imports {missing}"
+        # ipykernel cannot do without IPython.
+        assert missing <= {"IPython"}, f"{module} imports {missing}"
 
 
 def test_the_environment_file_says_what_pyproject_says():

@@ -144,7 +144,7 @@ def stream_sizes(rms: np.ndarray, lost: Sequence[int], marked: Mapping[str, int]
         marked: label to position of the tokens that get a line of their own.
     """
     figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.5))
-    figure.get_layout_engine().set(wspace=0.06)
+    figure.set_layout_engine("constrained", wspace=0.06)
     passed = np.arange(len(rms))
     others = np.delete(rms, list(marked.values()), axis=1)
     left.fill_between(passed, others.min(1), others.max(1), color=COLOURS["norm"], alpha=0.3,
