@@ -179,6 +179,10 @@ def test_definitions_are_the_packages(path):
         ("04_swiglu", "SwiGLU"),
         ("05_block", "Block"),
         ("06_model", "SmolLM2"),
+        ("07_dataset", "train_bpe"),
+        ("07_dataset", "BytePairEncoding"),
+        ("07_dataset", "DataLoaderLite"),
+        ("08_parameters", "parameters"),
     ],
 )
 def test_notebook_derives(stem, name):

@@ -127,7 +127,7 @@ def training(
         ax.axhline(floor, color=COLOURS["residual"], linewidth=1, label=floor_label)
         ax.set(xlabel="training step", title=title)
     axes[0].set_ylabel("loss (nats a character)")
-    curves = {}
+    curves: dict[str, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         curves |= dict(zip(labels, handles, strict=True))
