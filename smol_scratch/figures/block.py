@@ -16,7 +16,7 @@ _LINE = COLOURS["residual"]
 _DESIGNS = {
     "pre-norm": ("right", "-"),
     "post-norm": ("wrong", "--"),
-    "post-norm, warm-up": ("norm", "-."),
+    "post-norm, half the rate": ("norm", "-."),
     "no residual": ("other", ":"),
     "no residual, no gate": ("residual", "-."),
 }

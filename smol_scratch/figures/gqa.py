@@ -179,7 +179,7 @@ def cache_bytes(
         ax.annotate(f" {label}\n {values[-1]:.0f} MB", (lengths[-1], values[-1]), fontsize=9,
                     va="center", color=COLOURS[colour])  # fmt: skip
     ax.axhline(weights, color=COLOURS["residual"], linewidth=1.2, linestyle=":")
-    ax.text(0, weights * 1.03, f"the model's weights, {weights:.0f} MB", fontsize=9,
+    ax.text(150, weights * 1.03, f"the model's weights, {weights:.0f} MB", fontsize=9,
             color=COLOURS["residual"], va="bottom")  # fmt: skip
     ax.set(xlabel="tokens in the context (one sequence)", ylabel="keys and values (MB, bfloat16)",
            xlim=(0, lengths[-1] * 1.24), ylim=(0, None))  # fmt: skip
