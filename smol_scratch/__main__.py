@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+import tyro
 
 from smol_scratch import accounting, assets
 from smol_scratch.config import PRESETS, SmolLM2Config
 from smol_scratch.hub import load_pretrained
+from smol_scratch.training import TrainingConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,6 +104,27 @@ def info(chosen: argparse.Namespace) -> None:
     print_flops(config, chosen.length)
 
 
+def train_command(arguments: list[str]) -> None:
+    """Run ``train``: every field of ``TrainingConfig`` is a flag.
+
+    With ``--ckpt`` the checkpoint's own recipe is what a flag left out means.
+
+    Raises:
+        ValueError, OSError, ArithmeticError: as ``run.run`` does.
+    """
+    from smol_scratch.checkpoint import read_state
+    from smol_scratch.run import run
+
+    ckpt = Parser(add_help=False, allow_abbrev=False)
+    ckpt.add_argument("--ckpt", type=Path)
+    default = TrainingConfig()
+    if (folder := ckpt.parse_known_args(arguments)[0].ckpt) is not None:
+        fresh = {name: getattr(default, name) for name in ("save", "metrics", "tracker")}
+        default = dataclasses.replace(read_state(folder)["config"], **fresh)
+    run(tyro.cli(TrainingConfig, prog="python -m smol_scratch train", args=arguments,
+                 default=default, description="train a model; see TrainingConfig"))  # fmt: skip
+
+
 def print_configuration(config: SmolLM2Config, title: str) -> None:
     """Print every field."""
     print(f"Configuration: {title}")
@@ -151,10 +174,14 @@ def main(arguments: list[str] | None = None) -> int:
     What the user got wrong is one line on standard error and status 2.
     """
     parser = make_parser()
-    chosen = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
+        if given[:1] == ["train"]:
+            train_command(given[1:])
+            return 0
+        chosen = parser.parse_args(given)
         chosen.run(chosen)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         parser.error(str(error))
     return 0
 

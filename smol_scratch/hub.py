@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from smol_scratch import assets
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.model import SmolLM2
-from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION
+from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, SmolLM2Tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -158,6 +159,15 @@ def load_pretrained(source: str | Path | None = None, *, quiet: bool = False) ->
         config, weights = _read_gguf(path)
     else:
         config, weights = _read_folder(path)
+    model = _assemble(path, config, weights)
+    model.source = label  # type: ignore[assignment]
+    if not quiet:
+        print(f"weights: {label}")
+    return model
+
+
+def _assemble(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) -> SmolLM2:
+    """Return the model around these very tensors."""
     with torch.device("meta"):  # no time spent on initial weights that are replaced at once
         model = SmolLM2(config)
     _check_tensors(path, weights, model)
@@ -168,9 +178,6 @@ def load_pretrained(source: str | Path | None = None, *, quiet: bool = False) ->
         block.self_attn.rope = rope
     model.load_state_dict(weights, strict=True, assign=True)
     model.requires_grad_(True)
-    model.source = label  # type: ignore[assignment]
-    if not quiet:
-        print(f"weights: {label}")
     return model.eval()
 
 
@@ -253,16 +260,20 @@ def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor]]:
                     weights[key] = file.get_tensor(key).float()
         except SafetensorError as error:
             raise assets.CorruptAssetError(f"{folder / name} is damaged: {error}") from error
-    # A tied head may be stored a second time: then both must be the same.
+    _drop_tied_head(folder, config, weights)
+    return config, weights
+
+
+def _drop_tied_head(path: Path, config: SmolLM2Config, weights: dict[str, Tensor]) -> None:
+    """Remove a tied head that is stored a second time, when both are the same."""
     head = weights.get("lm_head.weight")
     if config.tie_embeddings and head is not None:
         embedding = weights.get("model.embed_tokens.weight")
         if embedding is not None and not torch.equal(head, embedding):
             raise assets.CorruptAssetError(
-                f"{folder}: tie_word_embeddings is true but lm_head.weight is another matrix"
+                f"{path}: tie_word_embeddings is true but lm_head.weight is another matrix"
             )
         del weights["lm_head.weight"]
-    return config, weights
 
 
 # GGUF's name for each of ours.
@@ -359,6 +370,61 @@ def neighbours_from_halves(weight: Tensor, head_dim: int) -> Tensor:
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
+def load_walkthrough_checkpoint(path: str | Path, config: SmolLM2Config | None = None) -> SmolLM2:
+    """Return the model in a ``.pt`` file as the walkthrough's own training script writes it.
+
+    Its module names are ours, but its RoPE turns neighbouring channels: the rows of the query and
+    key matrices are reordered. Only tensors and plain values are unpickled; the optimizer's state
+    is left behind.
+
+    Args:
+        path: a dict with the weights under "model", "model_state_dict" or "state_dict", or the
+            weights themselves.
+        config: without it, the file's own "config" (a dict with our field names), else the
+            walkthrough's configuration, which is ``SmolLM2Config()``.
+
+    Raises:
+        MissingAssetError: when there is no such file.
+        CorruptAssetError: when it is damaged, holds anything but tensors and plain values, is laid
+            out in another way, or its tensors are not exactly the model's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise assets.MissingAssetError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise assets.CorruptAssetError(
+            f"{path} is damaged, or holds more than tensors and plain values, which alone are safe "
+            f"to unpickle: {error}"
+        ) from error
+    keys = list(content) if isinstance(content, dict) else [type(content).__name__]
+    inner = next((k for k in ("model", "model_state_dict", "state_dict") if k in keys), None)
+    weights = content[inner] if inner else content
+    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+        found = ", ".join(map(str, keys[:8]))
+        raise assets.CorruptAssetError(f"{path}: no weights under a known name; found: {found}")
+    if config is None:
+        own = content.get("config", {}) if inner else {}
+        try:
+            config = SmolLM2Config(**own)
+        except TypeError as error:
+            raise assets.CorruptAssetError(f"{path}: its config cannot be read: {error}") from error
+    ours: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        # What torch.compile and DistributedDataParallel put in front.
+        name = name.removeprefix("module.").removeprefix("_orig_mod.")
+        if ".rope." not in name:  # its tables of cosines and sines
+            ours[name] = tensor.float()
+    _drop_tied_head(path, config, ours)
+    model = _assemble(path, config, ours)
+    for block in model.model.layers:
+        for matrix in (block.self_attn.q_proj, block.self_attn.k_proj):
+            matrix.weight.data = halves_from_neighbours(matrix.weight.data, config.head_dim)
+    model.source = f"{path.name}, rows reordered for RoPE on halves"  # type: ignore[assignment]
+    return model
+
+
 def _gguf_label(path: Path) -> str:
     if path == assets.wheel_path(assets.GGUF):
         return "SmolLM2-135M-Instruct, 4-bit (Q4_1) dequantised to float32; not the base model"
@@ -379,3 +445,69 @@ def _check_tensors(path: Path, weights: Mapping[str, Tensor], model: SmolLM2) ->
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise assets.CorruptAssetError(f"{path}: {'; '.join(problems[:5])}{more}")
+
+
+# <|endoftext|> begins and ends every text.
+_ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+
+
+def write_model_files(
+    weights: Mapping[str, Tensor],
+    config: SmolLM2Config,
+    folder: Path,
+    *,
+    tokenizer: SmolLM2Tokenizer | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a model's files into a folder, as ``transformers`` and ``load_pretrained`` read them.
+
+    Args:
+        weights: the model's state dict.
+        config: its configuration.
+        folder: an existing folder; model files in it are replaced.
+        tokenizer: written too, when given.
+        dtype: of the stored weights.
+        max_shard_size: of one file of weights, such as "5GB".
+
+    Raises:
+        ValueError: when names or shapes are not the configuration's, or the tokenizer has more
+            entries than the model.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    with torch.device("meta"):
+        _check_tensors(folder, weights, SmolLM2(config))
+    save_torch_state_dict(
+        {name: tensor.detach().to("cpu", dtype) for name, tensor in weights.items()},
+        folder,
+        max_shard_size=max_shard_size,
+    )
+    # Not the newer "dtype": every version of transformers understands this name.
+    stored = {"torch_dtype": str(dtype).removeprefix("torch.")}
+    _write_json(folder / "config.json", config_to_hf(config) | _ENDS | stored)
+    _write_json(folder / "generation_config.json", _ENDS)
+    if tokenizer is None:
+        return
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model only "
+            f"{config.vocab_size}: they do not belong together"
+        )
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            # The class that takes tokenizer.json as it is. GPT2Tokenizer, which the released model
+            # names, puts its own cutting in place of the split digits in version 5.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.block_size,
+            "clean_up_tokenization_spaces": False,
+            **ends,
+        },
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

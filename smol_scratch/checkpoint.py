@@ -1,0 +1,276 @@
+"""A checkpoint: a Hugging Face model folder, and beside it all that the next step depends on.
+
+``AutoModelForCausalLM.from_pretrained`` loads the folder as it is. Three files more make the run
+resumable bit for bit: ``optimizer.safetensors``, ``generators.safetensors`` and
+``training_state.json`` (step, place in the text, schedule, and the SHA-256 of every file). A folder
+is written under a temporary name and renamed when it is whole, so one that has its name is whole.
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from smol_scratch import assets
+from smol_scratch.data import Tokens
+from smol_scratch.hub import load_pretrained, write_model_files
+from smol_scratch.tokenizer import SmolLM2Tokenizer
+from smol_scratch.training import TrainingConfig, TrainingState
+
+FORMAT = "smol_scratch checkpoint, version 1"
+STATE, OPTIMIZER, GENERATORS = (
+    "training_state.json",
+    "optimizer.safetensors",
+    "generators.safetensors",
+)
+# What cannot change while a run goes on: the shape of its model, and how it began.
+FIXED = ("preset", "init", "block_size", "init_std", "dropout", "seed", "held_out")
+
+
+def save_checkpoint(
+    state: TrainingState,
+    folder: Path,
+    tokenizer: SmolLM2Tokenizer | None = None,
+    *,
+    replace: bool = False,
+) -> None:
+    """Write a checkpoint. In a process group all processes call this, and the first one writes.
+
+    Args:
+        state: between two steps.
+        folder: made here; its parent must exist or be makeable.
+        tokenizer: stored beside the model.
+        replace: allow ``folder`` to be there; it is taken away only when the new one is whole.
+
+    Raises:
+        FileExistsError: when ``folder`` is there and may not be replaced.
+        OSError: when it cannot be written (a full disk, say); nothing is left of it then.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(state.model, options=options)
+    moments = get_optimizer_state_dict(state.model, state.optimizer, options=options)
+    generators = _generators(state)
+    if state.rank == 0:
+        _write(state, folder, weights, moments, generators, tokenizer, replace)
+    if state.world_size > 1:
+        dist.barrier()
+
+
+def _write(
+    state: TrainingState,
+    folder: Path,
+    weights: dict[str, Any],
+    moments: dict[str, Any],
+    generators: dict[str, Tensor],
+    tokenizer: SmolLM2Tokenizer | None,
+    replace: bool,
+) -> None:
+    if folder.exists() and not replace:
+        raise FileExistsError(f"{folder} is already there: name another folder, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    flat = {
+        f"{name}.{part}": tensor
+        for name, parts in moments["state"].items()
+        for part, tensor in parts.items()
+    }
+    needed = sum(t.nbytes for t in (*weights.values(), *flat.values()))
+    if (free := shutil.disk_usage(folder.parent).free) < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; make "
+            "room, or keep fewer with --keep",
+            str(folder),
+        )
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        write_model_files(weights, state.model.config, new, tokenizer=tokenizer)
+        save_file(flat, new / OPTIMIZER, metadata={"format": "pt"})
+        save_file(generators, new / GENERATORS, metadata={"format": "pt"})
+        content = {
+            "format": FORMAT,
+            "step": state.step,
+            "config": config_to_json(state.config),
+            "loader": state.loader.state_dict(),
+            "text_sha256": state.text_sha256,
+            "scaler": state.scaler.state_dict(),
+            "param_groups": moments["param_groups"],
+            "world_size": state.world_size,
+            "torch": torch.__version__,
+            "files": {path.name: assets.sha256(path) for path in sorted(new.iterdir())},
+        }
+        (new / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        new.chmod(0o755)  # mkdtemp's folders are for one user alone
+        for path in new.iterdir():
+            path.chmod(0o644)
+            _flush(path)
+        _flush(new)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+            os.replace(folder, old / folder.name)
+            os.replace(new, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(new, folder)
+        _flush(folder.parent)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder to the disk now: a rename must not come first."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _generators(state: TrainingState) -> dict[str, Tensor]:
+    """Return the states of PyTorch's generators, of all processes, in the first of them."""
+    mine = {f"rank{state.rank}.cpu": torch.get_rng_state()}
+    if state.device.type != "cpu":
+        mine[f"rank{state.rank}.device"] = torch.get_device_module(state.device).get_rng_state()
+    if state.world_size == 1:
+        return mine
+    every: list[Any] = [None] * state.world_size
+    dist.all_gather_object(every, mine)
+    return {name: tensor for theirs in every for name, tensor in theirs.items()}
+
+
+def config_to_json(config: TrainingConfig) -> dict[str, Any]:
+    """Return a configuration's fields; paths become strings."""
+    fields = dataclasses.asdict(config)
+    return {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()}
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's ``training_state.json``, with its config as an object.
+
+    Raises:
+        MissingAssetError: when ``folder`` is not there, or holds a model and no training state.
+        CorruptAssetError: when it is damaged or of another kind.
+    """
+    if not folder.is_dir():
+        raise assets.MissingAssetError(f"{folder}: no such checkpoint folder")
+    if not (folder / STATE).is_file():
+        raise assets.MissingAssetError(
+            f"{folder} holds no {STATE}: not a checkpoint of a run. If it is a model folder, "
+            f"--init {folder} starts a new run from its weights"
+        )
+    try:
+        content = json.loads((folder / STATE).read_text("utf-8"))
+        found = content["format"]
+        if found != FORMAT:
+            raise assets.CorruptAssetError(f"{folder / STATE}: format {found!r}, not {FORMAT!r}")
+        fields = content["config"]
+        for name in ("ckpt", "save", "text", "metrics"):
+            fields[name] = None if fields[name] is None else Path(fields[name])
+        content["config"] = TrainingConfig(**fields)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, assets.CorruptAssetError):
+            raise
+        raise assets.CorruptAssetError(f"{folder / STATE} is damaged: {error!r}") from error
+    return content
+
+
+def load_checkpoint(
+    folder: Path,
+    tokens: Tokens,
+    held_out: Tokens | None = None,
+    config: TrainingConfig | None = None,
+) -> TrainingState:
+    """Return the state of a run, ready for the step after the last one made.
+
+    Args:
+        folder: the checkpoint.
+        tokens: the text that the run was begun with.
+        held_out: to look at, or None.
+        config: the recipe to go on with; the checkpoint's own unless given.
+
+    Raises:
+        MissingAssetError: when there is no such checkpoint.
+        CorruptAssetError: when a file of it is missing, damaged, or of another model.
+        ValueError: when text or recipe do not go with it.
+    """
+    content = read_state(folder)
+    before: TrainingConfig = content["config"]
+    config = config or before
+    for name in FIXED:
+        if getattr(config, name) != getattr(before, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r}: the run in {folder} was begun with "
+                f"{getattr(before, name)!r}, which cannot change; leave it out"
+            )
+    for name, expected in content["files"].items():
+        if not (folder / name).is_file():
+            raise assets.CorruptAssetError(f"{folder / name} is missing")
+        if (found := assets.sha256(folder / name)) != expected:
+            raise assets.CorruptAssetError(
+                f"{folder / name} is damaged: SHA-256 {found}, expected {expected}; go on from an "
+                "earlier checkpoint"
+            )
+    model = load_pretrained(folder, quiet=True)
+    state = TrainingState.create(config, tokens, held_out, model=model)
+    if state.text_sha256 != content["text_sha256"]:
+        raise ValueError(
+            f"the run in {folder} was begun with another text (its tokens' SHA-256 begins with "
+            f"{content['text_sha256'][:12]}, this one's with {state.text_sha256[:12]})"
+        )
+    _set_moments(state, folder, content["param_groups"])
+    state.loader.load_state_dict(content["loader"])
+    if state.precision.scaler and content["scaler"]:
+        state.scaler.load_state_dict(content["scaler"])
+    state.step = content["step"]
+    _set_generators(state, load_file(folder / GENERATORS))
+    return state
+
+
+def _set_moments(state: TrainingState, folder: Path, groups: list[dict[str, Any]]) -> None:
+    try:
+        flat = load_file(folder / OPTIMIZER)
+    except SafetensorError as error:
+        raise assets.CorruptAssetError(f"{folder / OPTIMIZER} is damaged: {error}") from error
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in flat.items():
+        weight, _, part = name.rpartition(".")
+        moments.setdefault(weight, {})[part] = tensor
+    # A checkpoint from before the first step has no moments; neither has a new optimizer.
+    if not moments:
+        return
+    shapes = {name: tuple(weight.shape) for name, weight in state.model.named_parameters()}
+    if {name: tuple(parts["exp_avg"].shape) for name, parts in moments.items()} != shapes:
+        raise assets.CorruptAssetError(f"{folder / OPTIMIZER} belongs to another model")
+    content = {"state": moments, "param_groups": groups}
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(state.model, state.optimizer, content, options=options)
+
+
+def _set_generators(state: TrainingState, states: dict[str, Tensor]) -> None:
+    """Go on with each process's own generators; on another number of them only rank 0 knows its."""
+    if (mine := states.get(f"rank{state.rank}.cpu")) is not None:
+        torch.set_rng_state(mine)
+    device = states.get(f"rank{state.rank}.device")
+    if device is not None and state.device.type != "cpu":
+        torch.get_device_module(state.device).set_rng_state(device)

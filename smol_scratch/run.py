@@ -1,0 +1,344 @@
+"""A training run from start to end: its data, log lines, CSV file, checkpoints and interruptions.
+
+What is trained, and how, is in ``training.py``; this file consumes its generator for
+``python -m smol_scratch train``, on one device or under ``torchrun`` on several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import platform
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from smol_scratch import assets
+from smol_scratch.checkpoint import load_checkpoint, save_checkpoint
+from smol_scratch.corpus import load_text, unseen_plays
+from smol_scratch.data import Tokens, split
+from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer
+from smol_scratch.training import (
+    DivergedError,
+    Metrics,
+    TrainingConfig,
+    TrainingState,
+    choose_device,
+    train,
+)
+
+
+def load_data(
+    config: TrainingConfig, tokenizer: SmolLM2Tokenizer
+) -> tuple[list[int], list[int] | None]:
+    """Return the tokens to train on and the held-out ones, as the configuration says.
+
+    Raises:
+        MissingAssetError: when the text, or the plays that are held out, cannot be found.
+        ValueError: when the text is no UTF-8, or ``held_out`` leaves one of the two empty.
+    """
+    if config.text is None:
+        tokens = tokenizer.encode(load_text())
+        if not config.held_out:
+            if not config.eval_interval:
+                return tokens, None
+            return tokens, tokenizer.encode("\n".join(unseen_plays().values()))
+    else:
+        try:
+            tokens = tokenizer.encode(config.text.read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--text {config.text} is no UTF-8 text: {error}") from error
+        if not config.held_out:
+            return tokens, None
+    train_tokens, held_out = split(tokens, config.held_out)
+    return list(train_tokens[:]), list(held_out[:])
+
+
+class Interruption:
+    """Remembers Ctrl-C and SIGTERM until the step that is under way has ended.
+
+    A second signal interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Take the signals over, and give them back at the end."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, self._remember)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class MetricsFile:
+    """The CSV of a run: a row per step, and lines with # that say where it was made.
+
+    Rows of steps that will be made again, after an older checkpoint, are taken out first.
+    """
+
+    def __init__(self, path: Path, state: TrainingState) -> None:
+        """Open it for the steps from ``state.step`` on.
+
+        Raises:
+            ValueError: when a new run would mix its rows with those of another.
+            OSError: when it cannot be written.
+        """
+        self.path = path
+        if path.exists() and state.step == 0:
+            raise ValueError(
+                f"{path} is already there: remove it, or name another file with --metrics"
+            )
+        kept = [",".join(Metrics._fields) + "\n"]
+        if path.exists():
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if not self._is_ahead(line, state.step)]
+        kept.insert(0 if state.step == 0 else len(kept), f"# {describe_run(state)}\n")
+        assets.write_atomically(path, "".join(kept).encode())
+        self.file = path.open("a", encoding="utf-8", newline="")
+
+    @staticmethod
+    def _is_ahead(line: str, step: int) -> bool:
+        first = line.split(",")[0]
+        return first.isdecimal() and int(first) >= step
+
+    def write(self, row: Metrics) -> None:
+        """Add a row; it is on its way to the disk when this returns."""
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(
+            "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+            for value in row
+        )
+        self.file.write(line.getvalue())
+        self.file.flush()
+
+    def write_end(self, step: int, held_out_loss: float) -> None:
+        """Add what the held-out loss was after the last step; nothing else is known then."""
+        self.file.write(f"{step},,{held_out_loss:.6g},,,,\n")
+        self.file.flush()
+
+
+def describe_run(state: TrainingState) -> str:
+    """Say in one line what computes, with which versions, from which step and by which command."""
+    from smol_scratch.training import find_hardware
+
+    command = shlex.join(["python", "-m", "smol_scratch", *sys.argv[1:]])
+    return (
+        f"from step {state.step}: {find_hardware(state.device).name}, {state.world_size} process(es), "
+        f"{torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {state.precision.dtype}, `{command}`"
+    )
+
+
+def run(config: TrainingConfig) -> Path:
+    """Train as the configuration says; return the folder of the last checkpoint.
+
+    Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint.
+
+    Raises:
+        ValueError: for a recipe, text or checkpoint that cannot be used.
+        OSError: when something cannot be read or written; the last checkpoint stays.
+        DivergedError: when the loss is no longer a number; likewise.
+    """
+    with process_group(config):
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        say = _say if first else _say_nothing
+        if config.save.exists():
+            raise ValueError(
+                f"--save {config.save} is already there: name another folder, or remove it"
+            )
+        tokenizer = load_tokenizer()
+        tokens, held_out = load_data(config, tokenizer)
+        if config.ckpt is None:
+            state = TrainingState.create(config, tokens, held_out)
+        else:
+            state = load_checkpoint(config.ckpt, tokens, held_out, config)
+            say(f"checkpoint {config.ckpt}: {state.step} steps were made")
+            if config.steps <= state.step:
+                raise ValueError(
+                    f"--steps {config.steps}: counts from the run's beginning, and {config.ckpt} "
+                    f"has made {state.step} already; ask for more"
+                )
+        say_start(state, tokens, held_out, say)
+        return _consume(state, tokenizer, first)
+
+
+def _consume(state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool) -> Path:
+    config = state.config
+    say = _say if first else _say_nothing
+    path = config.metrics or config.save.with_name(config.save.name + ".csv")
+    metrics = MetricsFile(path, state) if first else None
+    tracker = make_tracker(config) if first else None
+    interruption = Interruption()
+    begun, saved = state.step, config.ckpt
+    with (
+        interruption.watched(),
+        tqdm(
+            total=config.steps, initial=state.step, unit="step", disable=None if first else True
+        ) as bar,
+    ):
+        try:
+            for row in train(state):
+                bar.update()
+                if metrics:
+                    metrics.write(row)
+                if tracker:
+                    tracker(row)
+                if row.step % config.log_interval == 0 or row.step == begun:
+                    say(log_line(row))
+                stop = _any_process(interruption.signal is not None, state)
+                if stop and state.step < config.steps:
+                    saved = step_folder(config.save, state.step)
+                    save_checkpoint(state, saved, tokenizer, replace=True)
+                    say(f"interrupted; saved {saved}. To go on: --ckpt {saved}")
+                    raise SystemExit(128 + (interruption.signal or signal.SIGTERM))
+                interval = config.checkpoint_interval
+                if interval and state.step % interval == 0 and state.step < config.steps:
+                    saved = step_folder(config.save, state.step)
+                    save_checkpoint(state, saved, tokenizer, replace=True)
+                    say(f"saved {saved}")
+                    if config.keep is not None and first:
+                        remove_old(config.save, config.keep)
+        except DivergedError as error:
+            at = f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet"
+            raise DivergedError(f"{error}; {at}") from error
+        held_out = state.held_out_loss()
+        if held_out is not None:
+            say(f"step {state.step} | held-out loss {held_out:.4f} | the end")
+            if metrics:
+                metrics.write_end(state.step, held_out)
+        save_checkpoint(state, config.save, tokenizer)
+        say(f"saved {config.save}")
+    return config.save
+
+
+def step_folder(save: Path, step: int) -> Path:
+    """Return where the checkpoint after ``step`` updates goes."""
+    return save.with_name(f"{save.name}_step_{step}")
+
+
+def remove_old(save: Path, keep: int) -> None:
+    """Remove all step checkpoints but the latest ``keep``."""
+    steps = {}
+    for folder in save.parent.glob(f"{save.name}_step_*"):
+        number = folder.name.rpartition("_")[2]
+        if number.isdecimal():
+            steps[int(number)] = folder
+    for step in sorted(steps)[:-keep]:
+        shutil.rmtree(steps[step])
+
+
+def _any_process(mine: bool, state: TrainingState) -> bool:
+    """Say whether any process was interrupted: they must stop after the same step."""
+    if state.world_size == 1:
+        return mine
+    flag = torch.tensor(float(mine), device=state.device)
+    dist.all_reduce(flag)
+    return flag.item() > 0
+
+
+@contextlib.contextmanager
+def process_group(config: TrainingConfig) -> Iterator[None]:
+    """Join the other processes where ``torchrun`` started several; else do nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def log_line(row: Metrics) -> str:
+    """Return a step's metrics as a line."""
+    held_out = "" if row.held_out_loss is None else f" | held-out {row.held_out_loss:.4f}"
+    used = "" if row.utilisation is None else f" | {row.utilisation:.0%} of peak"
+    return (
+        f"step {row.step} | loss {row.loss:.4f}{held_out} | lr {row.learning_rate:.6f} | "
+        f"norm {row.gradient_norm:.2f} | tok/s {row.tokens_per_second:,.1f}{used}"
+    )
+
+
+def say_start(
+    state: TrainingState, tokens: Tokens, held_out: Tokens | None, say: Any = print
+) -> None:
+    """Say what is about to be trained, on what, and how."""
+    config, count = state.config, sum(w.numel() for w in state.model.parameters())
+    sizes = f"{config.batch_size} × {config.sequence_length}"
+    if config.accumulate * state.world_size > 1:
+        sizes += f" × {config.accumulate} accumulated × {state.world_size} process(es)"
+    text = "none" if held_out is None else f"{len(held_out):,} tokens"
+    used = 0 if state.held_out is None else state.held_out.shape[0] * (state.held_out.shape[1] - 1)
+    say(f"model: {config.preset}, {count:,} parameters, on {state.device}")
+    say(f"products in {state.precision.dtype}: {state.precision.reason}")
+    say(f"text: {len(tokens):,} tokens, {state.loader.batches_per_pass} batches of {sizes} a pass")
+    say(f"held out: {text}, of which {used:,} are looked at every {config.eval_interval} steps")
+    say(f"steps {state.step} → {config.steps}")
+
+
+def make_tracker(config: TrainingConfig) -> Any:
+    """Return a function that shows a row in TensorBoard or trackio, or None.
+
+    Raises:
+        ValueError: when the library is not installed.
+    """
+    if config.tracker == "none":
+        return None
+    try:
+        if config.tracker == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(f"{config.save}_tensorboard")
+
+            def show(row: Metrics) -> None:
+                for name, value in _numbers(row).items():
+                    writer.add_scalar(name, value, row.step)
+
+            return show
+        import trackio
+
+        trackio.init(project="smol_scratch", name=config.save.name)
+        return lambda row: trackio.log(_numbers(row), step=row.step)
+    except ImportError as error:
+        raise ValueError(
+            f"--tracker {config.tracker}: not installed; `pip install {config.tracker}`, or leave "
+            "it out (the CSV is written in any case)"
+        ) from error
+
+
+def _numbers(row: Metrics) -> dict[str, float]:
+    return {name: v for name, v in row._asdict().items() if v is not None and name != "step"}
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stdout)  # does not tear the bar
+    sys.stdout.flush()
+
+
+def _say_nothing(line: str) -> None:
+    pass
