@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Threads that wait must not spin: on a busy machine that makes small products ten times slower.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help notebooks test lab refresh address bugs report lint format clean
+.PHONY: help notebooks test lab refresh address bugs report bench lint format clean
 
 help:
 	@echo "make notebooks  set up, execute every notebook into build/notebooks, print a table"
@@ -18,6 +18,7 @@ help:
 	@echo "make address    write the repository's address from pyproject.toml into the notebooks"
 	@echo "make bugs       plant every known bug and print which check catches it"
 	@echo "make report     print the measured differences to transformers"
+	@echo "make bench      measure training and generation against transformers (minutes)"
 	@echo "make lint       ruff, mypy, codespell;  make format: let ruff mend what it can"
 
 notebooks: $(READY)
@@ -40,6 +41,10 @@ bugs: $(READY)
 
 report: $(READY)
 	$(PY) -m tests.report
+
+bench: $(READY)
+	$(PY) -m tests.bench_training
+	$(PY) -m tests.bench_generation
 
 lint: $(READY)
 	$(PY) -m ruff check .

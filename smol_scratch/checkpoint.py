@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -36,7 +37,8 @@ from smol_scratch.hub import load_pretrained, write_model_files
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.training import TrainingConfig, TrainingState
 
-FORMAT = "smol_scratch checkpoint, version 1"
+FORMAT = "smol_scratch checkpoint, version 2"
+UNSIGNED = "smol_scratch checkpoint, version 1"  # the same without the state's own SHA-256
 STATE, OPTIMIZER, GENERATORS = (
     "training_state.json",
     "optimizer.safetensors",
@@ -117,6 +119,7 @@ def _write(
             "torch": torch.__version__,
             "files": {path.name: assets.sha256(path) for path in sorted(new.iterdir())},
         }
+        content["sha256"] = _digest(content)
         (new / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         new.chmod(0o755)  # mkdtemp's folders are for one user alone
         for path in new.iterdir():
@@ -131,9 +134,16 @@ def _write(
         else:
             os.replace(new, folder)
         _flush(folder.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # what its writer makes of a full disk, say
+            raise OSError(f"{folder} cannot be written: {error}") from error
         raise
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a training state as JSON."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -181,9 +191,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads((folder / STATE).read_text("utf-8"))
-        found = content["format"]
-        if found != FORMAT:
+        found, signed = content["format"], content.pop("sha256", None)
+        if found != FORMAT and (found != UNSIGNED or signed):
             raise assets.CorruptAssetError(f"{folder / STATE}: format {found!r}, not {FORMAT!r}")
+        if found == FORMAT and signed != _digest(content):
+            raise assets.CorruptAssetError(
+                f"{folder / STATE} is damaged: its content does not have the SHA-256 that it "
+                "states; go on from an earlier checkpoint"
+            )
         fields = content["config"]
         for name in ("ckpt", "save", "text", "metrics"):
             fields[name] = None if fields[name] is None else Path(fields[name])
@@ -262,7 +277,7 @@ def _set_moments(state: TrainingState, folder: Path, groups: list[dict[str, Any]
     shapes = {name: tuple(weight.shape) for name, weight in state.model.named_parameters()}
     if {name: tuple(parts["exp_avg"].shape) for name, parts in moments.items()} != shapes:
         raise assets.CorruptAssetError(f"{folder / OPTIMIZER} belongs to another model")
-    content = {"state": moments, "param_groups": groups}
+    content: dict[str, Any] = {"state": moments, "param_groups": groups}
     options = StateDictOptions(full_state_dict=True)
     set_optimizer_state_dict(state.model, state.optimizer, content, options=options)
 

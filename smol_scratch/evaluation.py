@@ -132,4 +132,3 @@ def copied_share(sample: Sequence[int], text: Tokens, at_least: int) -> float:
     if not len(sample):
         raise ValueError("sample has no tokens: nothing can be copied or new")
     return sum(length >= at_least for length in longest_copies(sample, text)) / len(sample)
-

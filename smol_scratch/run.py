@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import io
 import os
 import platform
@@ -15,6 +16,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -35,6 +37,7 @@ from smol_scratch.training import (
     TrainingConfig,
     TrainingState,
     choose_device,
+    find_hardware,
     train,
 )
 
@@ -141,13 +144,12 @@ class MetricsFile:
 
 def describe_run(state: TrainingState) -> str:
     """Say in one line what computes, with which versions, from which step and by which command."""
-    from smol_scratch.training import find_hardware
-
     command = shlex.join(["python", "-m", "smol_scratch", *sys.argv[1:]])
     return (
-        f"from step {state.step}: {find_hardware(state.device).name}, {state.world_size} process(es), "
-        f"{torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {state.precision.dtype}, `{command}`"
+        f"from step {state.step}: {find_hardware(state.device).name}, {state.world_size} "
+        f"process(es), {torch.get_num_threads()} threads, {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{state.precision.dtype}, `{command}`"
     )
 
 
@@ -219,7 +221,7 @@ def _consume(state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool) -> 
                     save_checkpoint(state, saved, tokenizer, replace=True)
                     say(f"saved {saved}")
                     if config.keep is not None and first:
-                        remove_old(config.save, config.keep)
+                        remove_old(config.save, config.keep, state.step)
         except DivergedError as error:
             at = f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet"
             raise DivergedError(f"{error}; {at}") from error
@@ -238,15 +240,22 @@ def step_folder(save: Path, step: int) -> Path:
     return save.with_name(f"{save.name}_step_{step}")
 
 
-def remove_old(save: Path, keep: int) -> None:
-    """Remove all step checkpoints but the latest ``keep``."""
+def remove_old(save: Path, keep: int, step: int) -> None:
+    """Remove all step checkpoints up to ``step`` but the latest ``keep``.
+
+    Later ones are of an earlier attempt, which went on from an older checkpoint too.
+    """
     steps = {}
-    for folder in save.parent.glob(f"{save.name}_step_*"):
+    for folder in save.parent.glob(f"{glob.escape(save.name)}_step_*"):
         number = folder.name.rpartition("_")[2]
-        if number.isdecimal():
+        if number.isdecimal() and int(number) <= step:
             steps[int(number)] = folder
-    for step in sorted(steps)[:-keep]:
-        shutil.rmtree(steps[step])
+    for old in sorted(steps)[:-keep]:
+        # Under its own name there is never a part of a checkpoint.
+        name = steps[old].name
+        gone = tempfile.mkdtemp(dir=save.parent, prefix=f".{name}.removed.")
+        steps[old].rename(Path(gone) / name)
+        shutil.rmtree(gone)
 
 
 def _any_process(mine: bool, state: TrainingState) -> bool:

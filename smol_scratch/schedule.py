@@ -35,7 +35,11 @@ def warmup_stable_decay(
     A run can be made longer at the peak without having decided its length before.
 
     Args:
-        step, peak, minimum, warmup, total: as in ``cosine``.
+        step: updates made before this one.
+        peak: highest learning rate.
+        minimum: lowest, at the end.
+        warmup: steps of the rise.
+        total: step at which the minimum is reached.
         decay: steps of the fall.
 
     Source: Hu et al., 2024, arXiv:2404.06395; Ben Allal et al., 2025, arXiv:2502.02737.

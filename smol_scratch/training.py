@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from smol_scratch import accounting, fast
 from smol_scratch.config import SmolLM2Config
@@ -263,7 +264,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
     kind = next(kind for kind, there in available.items() if there) if wanted == "auto" else wanted
     if not available.get(kind, False):
         raise ValueError(f"device={wanted!r}: not available to this PyTorch; use auto or cpu")
-    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) if kind == "cuda" else None)
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind)
 
 
 # The state of a run.
@@ -505,14 +506,14 @@ def train_step(state: TrainingState) -> tuple[float, float, float]:
         dist.all_reduce(total)
         total /= state.world_size
     scaler.unscale_(optimizer)  # does nothing without float16
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
-    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    whole = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    norm = float(whole.full_tensor() if isinstance(whole, DTensor) else whole)
     # The scaler itself skips an update whose gradients overflowed in float16.
     if not math.isfinite(total) or not (math.isfinite(norm) or state.precision.scaler):
         state.loader.load_state_dict(place)
         raise DivergedError(
-            f"step {state.step}: loss {float(total)}, gradient norm {norm}: not finite. Nothing was "
-            "updated; go on from the last checkpoint with a lower --learning-rate, a longer "
+            f"step {state.step}: loss {float(total)}, gradient norm {norm}: not finite. Nothing "
+            "was updated; go on from the last checkpoint with a lower --learning-rate, a longer "
             "--warmup-steps, or --precision fp32"
         )
     scaler.step(optimizer)

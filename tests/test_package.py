@@ -89,6 +89,7 @@ def test_heavy_libraries_have_one_door():
     assert importers_of("transformers") == {"smol_scratch.hub"}
     assert all(name.startswith("smol_scratch.figures") for name in importers_of("matplotlib"))
     assert importers_of("matplotlib")
+    assert importers_of("gradio") <= {"smol_scratch.demo"}
     for library in ("IPython", "nbformat", "nbclient"):
         assert importers_of(library) <= {"smol_scratch.notebook"}, library
 
@@ -169,7 +170,7 @@ def test_every_base_dependency_is_imported():
 
 
 def test_every_import_is_declared():
-    with_extras = re.compile(r"smol_scratch\.(hub|notebook|figures.*)")
+    with_extras = re.compile(r"smol_scratch\.(hub|notebook|figures.*|demo|run)")
     for module in MODULES:
         declared = BASE.union(*EXTRAS.values()) if with_extras.fullmatch(module) else BASE
         missing = {x for x in third_party(module) if not distributions_of({x}) & declared}
