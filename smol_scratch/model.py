@@ -253,7 +253,7 @@ class SmolLM2(nn.Module):
         Raises:
             ValueError: for a shape, type, length or token number that the model cannot take.
         """
-        self._check(idx, targets, cache.length if cache is not None else 0)
+        self._check(idx, targets, cache)
         x = self.model.embed_tokens(idx)  # (B, T, C)
         for i, block in enumerate(self.model.layers):
             x = block(x, cache.layers[i] if cache is not None else None)
@@ -264,8 +264,13 @@ class SmolLM2(nn.Module):
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    def _check(self, idx: Tensor, targets: Tensor | None, start: int) -> None:
+    def _check(self, idx: Tensor, targets: Tensor | None, cache: KVCache | None) -> None:
         V, longest = self.config.vocab_size, self.config.block_size
+        start = 0 if cache is None else cache.length
+        if cache is not None and len(cache.layers) != self.config.n_layer:
+            n = len(cache.layers)
+            raise ValueError(f"a cache of {n} layers for a model of {self.config.n_layer}: make it "
+                             "with the model's own configuration")  # fmt: skip
         if idx.ndim != 2 or idx.numel() == 0 or idx.dtype not in (torch.int64, torch.int32):
             raise ValueError(
                 f"idx of shape {tuple(idx.shape)} and type {idx.dtype}: must be (B, T) integers"

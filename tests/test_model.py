@@ -288,6 +288,12 @@ def test_a_cache_of_impossible_length_is_named(length):
         KVCache(SMALL, max_length=length)
 
 
+def test_a_cache_for_another_number_of_layers_is_named():
+    model, other = make(), dataclasses.replace(SMALL, n_layer=SMALL.n_layer + 1)
+    with pytest.raises(ValueError, match=f"a cache of {other.n_layer} layers"):
+        model(torch.ones(1, 4, dtype=torch.long), cache=KVCache(other))
+
+
 def test_a_full_or_foreign_cache_is_named_and_left_as_it_was():
     model, cache = make(), KVCache(SMALL, batch_size=2, max_length=16)
     model(tokens(length=13), cache=cache)
