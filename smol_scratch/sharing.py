@@ -1,0 +1,257 @@
+"""Models out: folders that ``transformers`` loads, GGUF files that llama.cpp runs, the hub.
+
+Each is written beside its place and renamed: what stands there is whole. ``hub.load_pretrained``
+reads them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from smol_scratch import assets
+from smol_scratch.hub import _GGUF_BLOCK, _GGUF_OUTER, neighbours_from_halves, write_model_files
+from smol_scratch.model import SmolLM2
+from smol_scratch.tokenizer import SmolLM2Tokenizer, merges_of
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Yield a name beside ``target`` to write to; what stands there takes its place at the end.
+
+    After an error ``target`` is as it was, and nothing else is left behind.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        yield new
+        if target.is_dir():  # a folder with content cannot be renamed over
+            target.replace(old)
+        try:
+            new.replace(target)
+        except OSError:
+            if old.exists():
+                old.replace(target)
+            raise
+
+
+def export_pretrained(
+    model: SmolLM2,
+    folder: str | Path,
+    *,
+    tokenizer: SmolLM2Tokenizer | None = None,
+    dtype: torch.dtype = torch.float32,
+    figures: Mapping[str, object] | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Write a model folder that ``transformers`` loads with no code of ours, all of it or nothing.
+
+    ``AutoModelForCausalLM.from_pretrained(folder)`` reads it, ``AutoTokenizer`` too where a
+    tokenizer is given, and so does ``load_pretrained``.
+
+    Args:
+        model: what to write.
+        folder: where; it appears when everything in it is written.
+        tokenizer: written too, when given.
+        dtype: of the stored weights.
+        figures: a run's figures for the model card, name to value.
+        max_shard_size: of one file of weights.
+        overwrite: replace an earlier export.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: when the folder holds something, unless it is an earlier export and
+            ``overwrite`` is set.
+        ValueError: when the tokenizer does not belong to the model.
+    """
+    folder = Path(folder).resolve()
+    earlier = (folder / "config.json").is_file()
+    if folder.exists() and any(folder.iterdir()) and not (earlier and overwrite):
+        remedy = "overwrite=True replaces it" if earlier else "it is no earlier export"
+        raise FileExistsError(f"{folder} is not empty: {remedy}; or name another folder")
+    with written_whole(folder) as new:
+        new.mkdir()
+        write_model_files(
+            model.state_dict(),
+            model.config,
+            new,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+        )
+        (new / "README.md").write_text(_model_card(model, folder.name, figures or {}), "utf-8")
+    return folder
+
+
+def _model_card(model: SmolLM2, name: str, figures: Mapping[str, object]) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="text-generation", tags=["smol_scratch"]
+    )
+    config, size = model.config, sum(weight.numel() for weight in model.parameters())
+    source = getattr(model, "source", None)
+    lines = [
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n",
+        f"A SmolLM2 (Llama architecture) of {size:,} parameters: {config.n_layer} blocks, "
+        f"{config.n_embd} wide, a context of {config.block_size:,} tokens.",
+        "Written by smol_scratch.",
+    ]
+    if source is not None:
+        lines += [f"\nWeights: {source}."]
+    lines += ["\n```python", "from transformers import AutoModelForCausalLM\n"]
+    lines += [f'model = AutoModelForCausalLM.from_pretrained("{name}")', "```"]
+    if figures:
+        lines += ["\n## Figures\n", "| | |", "|---|---|"]
+        lines += [f"| {figure} | {value} |" for figure, value in figures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def export_gguf(
+    model: SmolLM2,
+    path: str | Path,
+    dtype: str = "f32",
+    *,
+    tokenizer: SmolLM2Tokenizer | None = None,
+) -> Path:
+    """Write a model as one GGUF file, all of it or nothing; a file of that name is replaced.
+
+    The norms stay in float32, a tied head is left out, and the rows of the query and key matrices
+    are put into the order of GGUF's RoPE, which turns neighbouring channels.
+
+    Args:
+        model: what to write.
+        path: the file.
+        dtype: of the matrices: "f32", "f16", or "q8_0": blocks of 32 eight-bit numbers that share
+            a float16 scale.
+        tokenizer: written too, when given; llama.cpp reads no text without it.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for another dtype, a matrix that cannot be cut into blocks, or a tokenizer
+            that does not belong to the model.
+
+    Source: llama.cpp's converter and the GGUF specification (ggml-org/ggml, docs/gguf.md).
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+    from gguf.quants import QuantError, quantize
+
+    kinds = {
+        "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+        "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+        "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    }
+    if dtype not in kinds:
+        raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(kinds)}")
+    matrix, file_type = kinds[dtype]
+    config, path = model.config, Path(path).resolve()
+    writer = GGUFWriter(None, "llama")
+    writer.add_name(path.stem)
+    writer.add_file_type(file_type)
+    writer.add_context_length(config.block_size)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_block_count(config.n_layer)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.n_head)
+    writer.add_head_count_kv(config.n_kv_head)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    if tokenizer is not None:
+        _add_tokenizer(writer, tokenizer, config.vocab_size)
+
+    outer = {ours: theirs for theirs, ours in _GGUF_OUTER.items()}
+    block = {ours: theirs for theirs, ours in _GGUF_BLOCK.items()}
+    for name, weight in model.state_dict().items():
+        if name in outer:
+            theirs = outer[name]
+        else:  # model.layers.7.self_attn.q_proj.weight
+            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+            theirs = f"blk.{layer}.{block[part]}.weight"
+        if theirs.endswith(("attn_q.weight", "attn_k.weight")):
+            weight = neighbours_from_halves(weight, config.head_dim)
+        kind = matrix if weight.ndim == 2 else GGMLQuantizationType.F32
+        try:
+            stored = quantize(weight.float().cpu().numpy(), kind)
+        except QuantError as error:
+            raise ValueError(f"{name} cannot be stored as {dtype}: {error}") from error
+        writer.add_tensor(theirs, stored, raw_dtype=kind)
+    with written_whole(path) as new:
+        try:
+            writer.write_header_to_file(new)
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+    return path
+
+
+def _add_tokenizer(writer: GGUFWriter, tokenizer: SmolLM2Tokenizer, vocab_size: int) -> None:
+    from gguf import TokenType
+
+    if tokenizer.vocab_size != vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model {vocab_size}: they do "
+            "not belong together"
+        )
+    entries = tokenizer.backend.get_vocab()
+    ordered = sorted(entries, key=entries.__getitem__)
+    special = tokenizer.special_tokens
+    writer.add_tokenizer_model("gpt2")  # byte-level BPE
+    writer.add_tokenizer_pre("smollm")  # llama.cpp's name for: every digit by itself
+    writer.add_token_list(ordered)
+    writer.add_token_types(
+        [TokenType.CONTROL if entry in special else TokenType.NORMAL for entry in ordered]
+    )
+    writer.add_token_merges([" ".join(pair) for pair in merges_of(tokenizer.backend)])
+    writer.add_bos_token_id(tokenizer.eos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_unk_token_id(tokenizer.eos_id)
+    writer.add_pad_token_id(tokenizer.eos_id)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+# What of a folder goes to the hub. A checkpoint's training state stays here.
+_SHARED = ["README.md", "*config.json", "model*.safetensors*", "tokenizer.json", "*.gguf"]
+
+
+def push_to_hub(
+    folder: str | Path, repository: str, *, private: bool = True, token: str | None = None
+) -> str:
+    """Upload a model folder to the Hugging Face Hub and return the commit's address.
+
+    Args:
+        folder: from ``export_pretrained``; only the model's own files are sent.
+        repository: "user/name"; it is created where there is none.
+        private: of a new repository; one that exists stays as it is.
+        token: without it, the one that ``hf auth login`` stored.
+
+    Raises:
+        MissingAssetError: when this is no model folder.
+        huggingface_hub.errors.HfHubHTTPError: what the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    if not Path(folder, "config.json").is_file():
+        raise assets.MissingAssetError(f"{folder} holds no config.json: export_pretrained first")
+    hub = HfApi(token=token)
+    hub.create_repo(repository, private=private, exist_ok=True)
+    sent = hub.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=_SHARED)
+    return sent.commit_url

@@ -1,0 +1,579 @@
+"""What leaves the package is what others read: folders, GGUF, the hub. Old .pt files come in."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf as gguf_format
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import safe_open
+
+from smol_scratch import (
+    SmolLM2,
+    SmolLM2Config,
+    assets,
+    hub,
+    load_pretrained,
+    load_tokenizer,
+    to_transformers,
+)
+from smol_scratch.hub import load_walkthrough_checkpoint, write_model_files
+from smol_scratch.sharing import export_gguf, export_pretrained, push_to_hub
+from tests.checks import SMALL, randomise
+from tests.test_package import python
+
+# The whole vocabulary, so that a tokenizer fits; a theta that is nobody's default.
+TINY = SmolLM2Config.preset("tiny", n_layer=2, rope_theta=130_000.0)
+EMBEDDING = "model.embed_tokens.weight"
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+def make(config: SmolLM2Config = TINY) -> SmolLM2:
+    model = SmolLM2(config).eval()
+    randomise(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> SmolLM2:
+    torch.manual_seed(0)
+    return make().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tokenizer, tmp_path_factory) -> Path:
+    """One export, for tests that only read it."""
+    place = tmp_path_factory.mktemp("export") / "tiny"
+    figures = {"validation loss": "1.58 nats", "steps": 2_000}
+    return export_pretrained(tiny, place, tokenizer=tokenizer, figures=figures)
+
+
+def auto_model(*source: object, **options: object):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(*source, **options).eval()
+
+
+def auto_tokenizer(*source: object, **options: object):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(*source, **options)
+
+
+@torch.no_grad()
+def assert_same_logits(theirs, model: SmolLM2) -> None:
+    """Theirs are those of the oracle bit by bit, and ours up to rounding."""
+    ids = torch.randint(model.config.vocab_size, (2, 17))
+    logits = theirs(ids).logits
+    assert torch.equal(logits, to_transformers(model)(ids).logits)
+    torch.testing.assert_close(logits, model(ids)[0], rtol=1e-4, atol=1e-4)
+
+
+def same_weights(one: SmolLM2, other: SmolLM2) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Folders
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", ["5GB", "100KB"])
+def test_transformers_loads_an_exported_folder(tied, size, tmp_path, tries):
+    # Six heads of ten channels: more than the width of 48.
+    config = dataclasses.replace(SMALL, dropout=0.0, head_dim=10, tie_embeddings=tied)
+    model = make(config)
+    folder = export_pretrained(model, tmp_path / "a" / "mine", max_shard_size=size)
+    assert (len(list(folder.glob("*.safetensors"))) > 1) == (size == "100KB")
+    theirs = auto_model(folder)
+    assert (theirs.lm_head.weight is theirs.model.embed_tokens.weight) == tied
+    assert_same_logits(theirs, model)
+    assert theirs.generation_config.eos_token_id == 0
+    assert theirs.config.rope_parameters == {"rope_type": "default", "rope_theta": 100_000.0}
+    loaded = load_pretrained(folder, quiet=True)
+    assert loaded.config == config
+    assert same_weights(loaded, model)
+    assert not tries
+
+
+def test_the_weights_file_is_plain(folder, tiny):
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(tiny.state_dict())  # tied: no lm_head.weight
+        assert file.get_tensor(EMBEDDING).dtype == torch.float32
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_theta_survives_every_way(folder, tmp_path):
+    """Ours writes rope_theta, version 5 rope_parameters; both sides read both."""
+    theirs = auto_model(folder)
+    assert theirs.config.rope_parameters["rope_theta"] == 130_000
+    theirs.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert "rope_parameters" in written
+    assert "rope_theta" not in written
+    assert "rope_theta" in json.loads((folder / "config.json").read_text("utf-8"))
+    assert load_pretrained(tmp_path, quiet=True).config == TINY
+    assert load_pretrained(folder, quiet=True).config == TINY
+
+
+STRANGE = ["a  1", "in\n\n1984", "x<|endoftext|>y<|im_start|>", " 's \t\r\n é 中 👍"]
+
+
+@pytest.fixture(scope="module")
+def text_ids(tokenizer, text) -> list[int]:
+    return tokenizer.encode(text)
+
+
+def test_transformers_reads_the_exported_tokenizer(folder, tokenizer, text, text_ids, tries):
+    theirs = auto_tokenizer(folder)
+    assert theirs(text).input_ids == text_ids
+    assert theirs.decode(text_ids) == text
+    for string in STRANGE:
+        assert theirs(string).input_ids == tokenizer.encode(string)
+        assert theirs.decode(tokenizer.encode(string)) == string
+    assert len(theirs("a  1").input_ids) == 3  # digits are split off first
+    assert theirs.eos_token_id == theirs.bos_token_id == theirs.pad_token_id == tokenizer.eos_id
+    assert theirs.model_max_length == TINY.block_size
+    assert not tries
+
+
+def test_the_exported_tokenizer_is_read_again(folder, tokenizer):
+    again = load_tokenizer(folder)  # checks vocabulary, merges and digits
+    assert again.special_tokens == tokenizer.special_tokens
+    for string in STRANGE:
+        assert again.encode(string) == tokenizer.encode(string)
+
+
+def test_weights_can_be_stored_in_half_the_space(tiny, tmp_path):
+    folder = export_pretrained(tiny, tmp_path / "half", dtype=torch.bfloat16)
+    assert auto_model(folder).dtype == torch.bfloat16
+    state = load_pretrained(folder, quiet=True).state_dict()
+    for name, weight in tiny.state_dict().items():
+        torch.testing.assert_close(state[name], weight.bfloat16().float(), rtol=0, atol=0)
+
+
+def test_the_card_says_what_the_run_measured(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "| validation loss | 1.58 nats |" in card.text
+    assert "| steps | 2000 |" in card.text
+    assert f"{sum(p.numel() for p in SmolLM2(TINY).parameters()):,} parameters" in card.text
+
+
+def test_exports_need_no_transformers(tmp_path):
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("transformers", "matplotlib", "IPython", "nbformat", "nbclient"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from smol_scratch import SmolLM2, SmolLM2Config, load_tokenizer
+from smol_scratch.sharing import export_gguf, export_pretrained
+model, tokenizer = SmolLM2(SmolLM2Config.preset("tiny", n_layer=1)), load_tokenizer()
+export_pretrained(model, {str(tmp_path / "folder")!r}, tokenizer=tokenizer)
+export_gguf(model, {str(tmp_path / "model.gguf")!r}, tokenizer=tokenizer)
+"""
+    assert python(program).stdout == ""
+    load_pretrained(tmp_path / "folder", quiet=True)
+    load_pretrained(tmp_path / "model.gguf", quiet=True)
+
+
+def test_real_weights_make_the_round_trip(real_model, tokenizer, tmp_path):
+    folder = export_pretrained(real_model, tmp_path / "real", tokenizer=tokenizer)
+    theirs = auto_model(folder)
+    assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
+    ids = auto_tokenizer(folder)("The capital of France is", return_tensors="pt").input_ids
+    assert ids.tolist() == [tokenizer.encode("The capital of France is")]
+    with torch.no_grad():
+        logits = theirs(ids).logits
+        assert torch.equal(logits, to_transformers(real_model)(ids).logits)
+        torch.testing.assert_close(logits, real_model(ids)[0], rtol=1e-4, atol=1e-3)
+    assert tokenizer.decode([logits[0, -1].argmax()]) == " Paris"
+    assert same_weights(load_pretrained(folder, quiet=True), real_model)
+
+
+# All or nothing
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    one, other = make(SMALL), make(SMALL)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    export_pretrained(one, folder)  # empty: taken
+    before = content(folder)
+    with pytest.raises(FileExistsError, match="overwrite=True replaces it; or name another"):
+        export_pretrained(other, folder)
+    assert content(folder) == before
+    export_pretrained(other, folder, overwrite=True)
+    assert same_weights(load_pretrained(folder, quiet=True), other)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_of_other_things_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("three years")
+    with pytest.raises(FileExistsError, match="it is no earlier export"):
+        export_pretrained(make(SMALL), tmp_path, overwrite=True)
+    assert content(tmp_path) == {"thesis.txt": b"three years"}
+
+
+def disk_full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (safetensors.torch, "save_file"),
+        (hub, "_write_json"),
+        (huggingface_hub, "ModelCardData"),
+        (Path, "replace"),
+    ],
+)
+def test_a_full_disk_leaves_no_half_folder(earlier, where, name, tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    if earlier:
+        export_pretrained(make(SMALL), folder)
+        before = content(folder)
+    monkeypatch.setattr(where, name, disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        export_pretrained(make(SMALL), folder, overwrite=True)
+    assert list(tmp_path.iterdir()) == ([folder] if earlier else [])
+    assert not earlier or content(folder) == before
+
+
+def test_an_earlier_export_comes_back_when_the_last_step_fails(tmp_path, monkeypatch):
+    folder = export_pretrained(make(SMALL), tmp_path / "mine")
+    before, replace = content(folder), Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda a, b: disk_full() if a.name == "new" else replace(a, b)
+    )
+    with pytest.raises(OSError, match="No space left"):
+        export_pretrained(make(SMALL), folder, overwrite=True)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("name", ["write_header_to_file", "write_tensors_to_file"])
+def test_a_full_disk_leaves_no_half_gguf(name, tmp_path, monkeypatch):
+    path = export_gguf(make(SMALL), tmp_path / "mine.gguf")
+    before = path.read_bytes()
+    monkeypatch.setattr(gguf_format.GGUFWriter, name, disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        export_gguf(make(SMALL), path)
+    assert content(tmp_path) == {"mine.gguf": before}
+
+
+def test_weights_that_are_not_the_configurations_are_refused(tmp_path):
+    weights = make(SMALL).state_dict()
+    weights["module.extra"] = weights.pop(QUERY)
+    with pytest.raises(ValueError, match=f"{QUERY} is missing; module.extra is unknown"):
+        write_model_files(weights, SMALL, tmp_path)
+    assert not content(tmp_path)
+
+
+def test_a_tokenizer_that_does_not_belong_is_refused(tokenizer, tmp_path):
+    message = "the tokenizer has 49152 entries, the model"
+    with pytest.raises(ValueError, match=message):
+        export_pretrained(make(SMALL), tmp_path / "mine", tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=message):
+        export_gguf(make(SMALL), tmp_path / "mine.gguf", tokenizer=tokenizer)
+    assert not content(tmp_path)
+
+
+# The hub
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple[str, dict]]:
+    """A hub that only writes down what is asked of it."""
+    made: list[tuple[str, dict]] = []
+
+    class FakeApi:
+        def __init__(self, token=None):
+            made.append(("api", {"token": token}))
+
+        def create_repo(self, repo_id, **options):
+            made.append(("create_repo", {"repo_id": repo_id, **options}))
+
+        def upload_folder(self, **options):
+            made.append(("upload_folder", options))
+            return SimpleNamespace(commit_url="https://the.hub/commit/1")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    return made
+
+
+def test_pushing_sends_the_model_and_nothing_else(folder, calls, tries):
+    assert push_to_hub(folder, "me/tiny", token="secret") == "https://the.hub/commit/1"
+    (_, api), (_, create), (last, upload) = calls
+    assert api == {"token": "secret"}
+    assert create == {"repo_id": "me/tiny", "private": True, "exist_ok": True}
+    assert last == "upload_folder"
+    assert (upload["repo_id"], upload["folder_path"]) == ("me/tiny", folder)
+    private = ["training_state.safetensors", "optimizer.pt", ".env", "log.jsonl"]
+    shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    present = [path.name for path in folder.iterdir()] + shards
+    sent = filter_repo_objects(present + private, allow_patterns=upload["allow_patterns"])
+    assert sorted(sent) == sorted(present)
+    assert not tries
+
+
+def test_what_is_no_model_folder_is_not_pushed(tmp_path, calls):
+    with pytest.raises(assets.MissingAssetError, match=r"no config\.json: export_pretrained"):
+        push_to_hub(tmp_path, "me/tiny")
+    assert not calls
+
+
+# GGUF
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_in_full_precision_comes_back_bit_by_bit(tied, tmp_path):
+    model = make(dataclasses.replace(TINY, tie_embeddings=tied))
+    loaded = load_pretrained(export_gguf(model, tmp_path / "tiny.gguf"), quiet=True)
+    assert loaded.config == model.config
+    assert same_weights(loaded, model)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+def test_a_smaller_gguf_is_as_near_as_its_format_allows(dtype, tiny, tmp_path):
+    loaded = load_pretrained(export_gguf(tiny, tmp_path / "tiny.gguf", dtype), quiet=True)
+    state = loaded.state_dict()
+    for name, weight in tiny.state_dict().items():
+        if weight.ndim == 1:
+            expected, error = weight, torch.zeros(())
+        elif dtype == "f16":
+            expected, error = weight.half().float(), torch.zeros(())
+        else:
+            # The largest of a block of 32 becomes ±127. Half a step is lost, and what float16
+            # loses in the step: 2^-11 of up to 127 of them.
+            blocks = weight.unflatten(-1, (-1, 32))
+            step = blocks.abs().amax(-1, keepdim=True) / 127
+            expected = weight
+            error = ((0.501 + 127 * 2**-11) * step).expand_as(blocks).reshape(weight.shape)
+            assert not torch.equal(state[name], weight)
+        assert ((state[name] - expected).abs() <= error).all(), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_reads_the_gguf(tied, tmp_path, tries):
+    pytest.importorskip("accelerate", reason="transformers reads GGUF weights only beside it")
+    model = make(dataclasses.replace(TINY, tie_embeddings=tied))
+    export_gguf(model, tmp_path / "tiny.gguf")
+    theirs = auto_model(tmp_path, gguf_file="tiny.gguf")
+    assert theirs.config.rope_parameters["rope_theta"] == 130_000
+    assert_same_logits(theirs, model)
+    assert not tries
+
+
+@pytest.fixture(scope="module")
+def with_tokenizer(tiny, tokenizer, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return export_gguf(tiny, path, "q8_0", tokenizer=tokenizer)
+
+
+def test_the_tokenizer_in_a_gguf_is_read_again(with_tokenizer, tokenizer, gguf):
+    again = load_tokenizer(with_tokenizer)  # checks vocabulary and merges
+    assert again.special_tokens == tokenizer.special_tokens
+    for string in STRANGE:
+        assert again.encode(string) == tokenizer.encode(string)
+    # What llama.cpp reads, but for the marks of a conversation, is what its own converter wrote.
+    written = gguf_format.GGUFReader(with_tokenizer).fields
+    theirs = gguf_format.GGUFReader(gguf).fields
+    ours = {name for name in written if name.startswith("tokenizer.")}
+    assert ours == {n for n in theirs if n.startswith("tokenizer.")} - {"tokenizer.chat_template"}
+    for name in ours:  # the vocabulary was checked above
+        if not name.endswith(("_token_id", ".tokens", ".merges")):
+            assert written[name].contents() == theirs[name].contents(), name
+    assert written["tokenizer.ggml.pre"].contents() == "smollm"  # splits every digit off
+    assert written["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_id
+
+
+def test_transformers_reads_the_tokenizer_in_a_gguf(with_tokenizer, tokenizer, text, text_ids):
+    loaded = auto_tokenizer(with_tokenizer.parent, gguf_file=with_tokenizer.name)
+    assert loaded(text).input_ids == text_ids
+    assert loaded.eos_token_id == tokenizer.eos_id
+    # Its reader ignores the field that says how digits are cut. Should this fail, it has learnt.
+    assert len(loaded("a  1").input_ids) == 4
+
+
+def test_what_a_gguf_cannot_hold_is_named(tmp_path):
+    with pytest.raises(ValueError, match="dtype='q4_k': must be one of f32, f16, q8_0"):
+        export_gguf(make(SMALL), tmp_path / "mine.gguf", "q4_k")
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight cannot be stored as q8_0"):
+        export_gguf(make(SMALL), tmp_path / "mine.gguf", "q8_0")  # 48 wide: a block and a half
+    assert not content(tmp_path)
+
+
+@torch.no_grad()
+def greedy(model: SmolLM2, ids: list[int], new: int) -> list[int]:
+    for _ in range(new):
+        logits, _ = model(torch.tensor([ids]))
+        ids = [*ids, int(logits[0, -1].argmax())]
+    return ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f32", "q8_0"])
+def test_llama_cpp_speaks_the_same(dtype, real_model, tokenizer, tmp_path):
+    llama_cpp = pytest.importorskip(
+        "llama_cpp", reason="pip install llama-cpp-python (it builds for some minutes)"
+    )
+    path = export_gguf(real_model, tmp_path / "real.gguf", dtype, tokenizer=tokenizer)
+    llama = llama_cpp.Llama(str(path), n_ctx=128, n_threads=2, verbose=False)
+    strange = "a  1 in\n\n1984, 's \t é 中 👍"
+    assert llama.tokenize(strange.encode(), add_bos=False) == tokenizer.encode(strange)
+    prompt = "Once upon a time"
+    made = llama.create_completion(prompt, max_tokens=32, temperature=0.0)["choices"][0]["text"]
+    model = load_pretrained(path, quiet=True)
+    ids = tokenizer.encode(prompt)
+    expected = tokenizer.decode(greedy(model, ids, 32)[len(ids) :])
+    assert "<|" not in expected  # llama.cpp would stop there
+    assert made == expected
+
+
+# Old .pt files
+
+
+@torch.no_grad()
+def walkthrough_logits(weights: dict, config: SmolLM2Config, ids: torch.Tensor) -> torch.Tensor:
+    """The walkthrough's model, written down plainly: RoPE turns channel 2 i with 2 i + 1."""
+
+    def norm(x, name):
+        return F.rms_norm(x, x.shape[-1:], weights[name], config.norm_eps)
+
+    def turned(x):
+        D, T = config.head_dim, x.shape[-2]
+        angles = torch.arange(T)[:, None] * config.rope_theta ** (-torch.arange(0, D, 2) / D)
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+    x = weights[EMBEDDING][ids]
+    for layer in range(config.n_layer):
+        at = f"model.layers.{layer}."
+        h = norm(x, at + "input_layernorm.weight")
+        q, k, v = (
+            (h @ weights[f"{at}self_attn.{n}_proj.weight"].T).unflatten(-1, (-1, config.head_dim))
+            for n in "qkv"
+        )
+        q, k, v = turned(q.transpose(1, 2)), turned(k.transpose(1, 2)), v.transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + y.transpose(1, 2).flatten(-2) @ weights[at + "self_attn.o_proj.weight"].T
+        h = norm(x, at + "post_attention_layernorm.weight")
+        gate, up = (h @ weights[f"{at}mlp.{n}_proj.weight"].T for n in ("gate", "up"))
+        x = x + (F.silu(gate) * up) @ weights[at + "mlp.down_proj.weight"].T
+    return norm(x, "model.norm.weight") @ weights.get("lm_head.weight", weights[EMBEDDING]).T
+
+
+def layouts(weights: dict, config: SmolLM2Config) -> dict[str, object]:
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 3e-4}]}
+    rope = {"model.layers.0.self_attn.rope.inv_freq": torch.ones(4)}
+    return {
+        "model": {"model": weights, "optimizer": optimizer, "step": 5000, "loss": 0.09},
+        "model_state_dict": {"model_state_dict": weights, "config": dataclasses.asdict(config)},
+        "state_dict": {"epoch": 1, "state_dict": weights | rope},
+        "bare": weights,
+        "compiled": {"model": {f"_orig_mod.{name}": t for name, t in weights.items()}},
+        "head twice": weights | {"lm_head.weight": weights[EMBEDDING].clone()},
+    }
+
+
+@pytest.mark.parametrize("layout", layouts({EMBEDDING: torch.zeros(1)}, SMALL))
+def test_an_old_checkpoint_gives_the_same_logits(layout, tmp_path):
+    weights = make(SMALL).state_dict()
+    path = tmp_path / "checkpoint.pt"
+    torch.save(layouts(weights, SMALL)[layout], path)
+    config = None if layout == "model_state_dict" else SMALL
+    model = load_walkthrough_checkpoint(path, config)
+    assert model.config == SMALL
+    ids = torch.randint(SMALL.vocab_size, (2, 17))
+    expected = walkthrough_logits(weights, SMALL, ids)
+    torch.testing.assert_close(model(ids)[0], expected, rtol=1e-4, atol=1e-4)
+    assert not model.training
+    assert "checkpoint.pt" in model.source
+
+
+def test_without_a_configuration_it_is_the_walkthroughs(tmp_path):
+    torch.save({"model": make(SMALL).state_dict()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(assets.CorruptAssetError, match=r"model\.layers\.10\..*and 267 more"):
+        load_walkthrough_checkpoint(tmp_path / "checkpoint.pt")
+
+
+class Malice:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    trace = tmp_path / "trace"
+    pickle.loads(pickle.dumps(Malice(trace)))
+    assert trace.exists()  # the trap works
+    trace.unlink()
+    weights = make(SMALL).state_dict()
+    torch.save({"model": weights, "extra": Malice(trace)}, tmp_path / "zip.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malice(trace), protocol=2))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(assets.CorruptAssetError, match=f"{name} is damaged, or holds more"):
+            load_walkthrough_checkpoint(tmp_path / name, SMALL)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"net": {}, "iteration": 3}, "no weights under a known name; found: net, iteration"),
+        ({"model": [1, 2], "step": 3}, "no weights under a known name; found: model, step"),
+        (torch.zeros(3), "no weights under a known name; found: Tensor"),
+        ({"model": {}, "config": {"n_layers": 2}}, "config cannot be read.*n_layers"),
+    ],
+)
+def test_another_layout_is_named(stored, message, tmp_path):
+    torch.save(stored, tmp_path / "checkpoint.pt")
+    with pytest.raises(assets.CorruptAssetError, match=message) as error:
+        load_walkthrough_checkpoint(tmp_path / "checkpoint.pt")
+    assert "checkpoint.pt" in str(error.value)
+
+
+def test_tensors_of_another_shape_are_named(tmp_path):
+    torch.save(make(SMALL).state_dict() | {QUERY: torch.zeros(7, 48)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(assets.CorruptAssetError, match=rf"{QUERY} has shape \(7, 48\)"):
+        load_walkthrough_checkpoint(tmp_path / "checkpoint.pt", SMALL)
+
+
+def test_a_damaged_or_absent_checkpoint_is_named(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(assets.MissingAssetError, match=r"checkpoint\.pt: no such file"):
+        load_walkthrough_checkpoint(path)
+    torch.save({"model": make(SMALL).state_dict()}, path)
+    for kept in (0, 10, 5000):
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(assets.CorruptAssetError, match=r"checkpoint\.pt is damaged"):
+            load_walkthrough_checkpoint(path, SMALL)
