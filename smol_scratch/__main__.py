@@ -190,7 +190,7 @@ def fetch_assets() -> None:
 
 
 def info(
-    preset: Literal["135M", "360M", "1.7B", "tiny"] | None = None,
+    preset: Literal["135M", "360M", "1.7B", "13M", "tiny"] | None = None,
     ckpt: Path | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
     batch: int = 4,

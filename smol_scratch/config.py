@@ -79,8 +79,9 @@ class SmolLM2Config:
         """Return a named configuration, with single fields replaced by ``changes``.
 
         Args:
-            name: "135M", "360M" or "1.7B" for the released models, "tiny" for one that trains
-                within minutes on a laptop (the same tokenizer, 5.1 million parameters).
+            name: "135M", "360M" or "1.7B" for the released models, "13M" for a tenth of the
+                smallest, "tiny" for one that trains within minutes on a laptop (5.1 million
+                parameters); all have the same tokenizer.
             **changes: fields to replace.
 
         Raises:
@@ -117,6 +118,14 @@ PRESETS: dict[str, dict[str, int | float | bool]] = {
         "intermediate_size": 8192,
         "rope_theta": 130_000.0,
         "init_std": 0.02,
+    },
+    "13M": {
+        "n_layer": 10,
+        "n_head": 3,
+        "n_kv_head": 1,
+        "n_embd": 192,
+        "intermediate_size": 512,
+        "init_std": 192**-0.5,
     },
     "tiny": {
         "block_size": 256,

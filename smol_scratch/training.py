@@ -47,7 +47,7 @@ class TrainingConfig:
         steps: updates in all, those before a resumed checkpoint included.
         ckpt: checkpoint folder to go on from.
         save: folder of the last checkpoint; earlier ones get its name and _step_N.
-        preset: shape of the model: 135M, 360M, 1.7B or tiny.
+        preset: shape of the model.
         init: weights to start from (a folder, a .gguf file, a hub name) in place of random ones.
         block_size: longest sequence that the model will accept.
         init_std: standard deviation of the random initial weights.
@@ -88,7 +88,7 @@ class TrainingConfig:
     steps: int = 5000
     ckpt: Path | None = None
     save: Path = Path("checkpoint")
-    preset: Literal["135M", "360M", "1.7B", "tiny"] = "135M"
+    preset: Literal["135M", "360M", "1.7B", "13M", "tiny"] = "135M"
     init: str | None = None
     block_size: int = 1024
     init_std: float = 0.02
