@@ -101,16 +101,19 @@ class _RMSNormFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
+    ) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
         r = torch.rsqrt(length.square() / x.shape[-1] + eps)  # (..., 1)
         ctx.save_for_backward(x, weight, r)
-        return weight * (wide * r).type_as(x)
+        y = weight * (wide * r).type_as(x)
+        return y if dtype is None else y.to(dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, r = ctx.saved_tensors  # type: ignore[attr-defined]
         C = x.shape[-1]
         wide, g, w = x.to(r.dtype), g.to(r.dtype), weight.to(r.dtype)
@@ -118,15 +121,21 @@ class _RMSNormFunction(torch.autograd.Function):
         dw = (gx * r).view(-1, C).sum(0)  # (C,)
         shared = gx.mul_(w).sum(-1, keepdim=True) * r**3  # (..., 1)
         dx = (g * w).mul_(r).addcmul_(wide, shared, value=-1 / C)  # (..., C)
-        return dx.type_as(x), dw.type_as(weight), None
+        return dx.type_as(x), dw.type_as(weight), None, None
 
 
 class FastRMSNorm(RMSNorm):
-    """An ``RMSNorm`` whose gradient is written by hand; same weight, same name, same result."""
+    """An ``RMSNorm`` whose gradient is written by hand; same weight, same name, same result.
+
+    Under autocast the result already has the products' type. Only products read it, and each of
+    them would round it to that type for itself: queries, keys and values thus share one copy.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, (..., C) -> (..., C)."""
-        return _RMSNormFunction.apply(x, self.weight, self.eps)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return _RMSNormFunction.apply(x, self.weight, self.eps, dtype)
 
 
 def accelerate(model: SmolLM2) -> list[str]:
