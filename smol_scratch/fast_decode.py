@@ -1,0 +1,156 @@
+"""Decoding at the speed of memory: one token through the model, compiled.
+
+To write one token every weight is read once and used once, so memory sets the pace. PyTorch's
+product of a matrix with one vector reads it at about half the machine's speed. Written as a
+multiplication and a sum, and compiled by ``torch.compile``, the same product reads at nearly all
+of it, and a whole block becomes one loop nest.
+
+All blocks have the same shapes, so one compiled function with the weights as arguments serves
+all of them: it compiles once, not 30 times. The position is a tensor and the cache's length a
+symbol, so that nothing is compiled again as the text grows.
+
+Letters: C width of the residual stream, H query heads, G key-value heads, D head dimension,
+L tokens that the cache has room for, V vocabulary. There is no batch and no time: one token.
+"""
+
+# torch types every attribute of a module as "Tensor | Module".
+# mypy: disable-error-code="union-attr, operator, arg-type, index"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smol_scratch.cache import KVCache
+from smol_scratch.generation import next_logits
+from smol_scratch.model import Block, SmolLM2, rotate
+
+
+class _Weights(NamedTuple):
+    """The matrices and norm weights of one block."""
+
+    norm_1: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    norm_2: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+def _weights(block: Block) -> _Weights:
+    attention, mlp = block.self_attn, block.mlp
+    return _Weights(
+        block.input_layernorm.weight,
+        attention.q_proj.weight,
+        attention.k_proj.weight,
+        attention.v_proj.weight,
+        attention.o_proj.weight,
+        block.post_attention_layernorm.weight,
+        mlp.gate_proj.weight,
+        mlp.up_proj.weight,
+        mlp.down_proj.weight,
+    )
+
+
+def _multiply(weight: Tensor, x: Tensor) -> Tensor:
+    """Multiply a matrix, (rows, columns), with a vector, (columns,), summed in float32."""
+    return (weight.float() * x.float()).sum(-1).type_as(x)  # (rows,)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * F.rms_norm(x.float(), x.shape, eps=eps).type_as(x)  # (C,)
+
+
+def _block(
+    x: Tensor,
+    weights: _Weights,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    future: Tensor,
+    eps: float,
+) -> Tensor:
+    """Do what ``Block`` does, for one token, and write its key and value into the cache.
+
+    Args:
+        x: the token's vector, (C,).
+        weights: those of this block.
+        k_cache: keys, (1, G, L, D).
+        v_cache: values, (1, G, L, D).
+        cos: of this position's angles, (D/2,).
+        sin: the same.
+        position: the token's, (1,).
+        future: minus infinity after ``position``, else zero, (L,).
+        eps: that of the norms.
+
+    Returns:
+        (C,).
+    """
+    G, D = k_cache.shape[1], k_cache.shape[3]
+    normed = _norm(x, weights.norm_1, eps)
+    q = rotate(_multiply(weights.q, normed).view(G, -1, 1, D), cos, sin)  # (G, H/G, 1, D)
+    k = rotate(_multiply(weights.k, normed).view(1, G, 1, D), cos, sin)
+    v = _multiply(weights.v, normed).view(1, G, 1, D)
+    k_cache.index_copy_(2, position, k)
+    v_cache.index_copy_(2, position, v)
+    keys, values = k_cache[0, :, None], v_cache[0, :, None]  # (G, 1, L, D)
+    scores = (q.float() * keys.float()).sum(-1) * D**-0.5 + future  # (G, H/G, L)
+    shares = F.softmax(scores, dim=-1)[..., None]  # (G, H/G, L, 1)
+    gathered = (shares * values.float()).sum(-2).type_as(x).flatten()  # (H · D,)
+    x = x + _multiply(weights.o, gathered)
+    normed = _norm(x, weights.norm_2, eps)
+    hidden = F.silu(_multiply(weights.gate, normed)) * _multiply(weights.up, normed)
+    return x + _multiply(weights.down, hidden)
+
+
+def _head(x: Tensor, norm: Tensor, head: Tensor, eps: float) -> Tensor:
+    return _multiply(head, _norm(x, norm, eps))  # (V,)
+
+
+class CompiledDecoder:
+    """Score the next token as ``next_logits`` does, faster: ``generate(…, decoder=…)``.
+
+    The first token takes the seconds of compilation (a C++ compiler must be there, as always for
+    ``torch.compile`` on a CPU); make one and keep it. A prompt, and several rows at once, go
+    through the plain model: there the weights are used more than once.
+
+    The weights are those of the model, not copies. Sums run in another order than in the plain
+    model, so scores differ by rounding.
+    """
+
+    def __init__(self, model: SmolLM2) -> None:
+        self.model = model
+        self._block = torch.compile(_block, fullgraph=True, dynamic=False)
+        self._head = torch.compile(_head, fullgraph=True, dynamic=False)
+
+    @torch.inference_mode()
+    def __call__(self, idx: Tensor, cache: KVCache) -> Tensor:
+        """Score what comes after the last token of ``idx``, (B, T) -> (B, V); fill the cache."""
+        if idx.shape != (1, 1):
+            return next_logits(self.model, idx, cache)
+        model, eps, now = self.model.model, self.model.config.norm_eps, cache.length
+        L = cache.layers[0].k.shape[2]
+        if now >= L:
+            raise ValueError(f"{now + 1} tokens do not fit a cache of max_length={L}")
+        position = torch.tensor([now], device=idx.device)
+        future = torch.full((L,), float("-inf"), device=idx.device)
+        future[: now + 1] = 0.0
+        rope = model.layers[0].self_attn.rope
+        cos, sin = rope.cos[now], rope.sin[now]
+        x = model.embed_tokens(idx)[0, 0]  # (C,)
+        torch._dynamo.mark_dynamic(future, 0)
+        for block, layer in zip(model.layers, cache.layers, strict=True):
+            torch._dynamo.mark_dynamic(layer.k, 2)
+            torch._dynamo.mark_dynamic(layer.v, 2)
+            x = self._block(x, _weights(block), layer.k, layer.v, cos, sin, position, future, eps)
+            layer.length = now + 1
+        head = model.embed_tokens if self.model.config.tie_embeddings else self.model.lm_head
+        return self._head(x, model.norm.weight, head.weight, eps)[None]  # (1, V)
