@@ -4,6 +4,7 @@ from smol_scratch.cache import KVCache
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.corpus import load_text
 from smol_scratch.data import DataLoaderLite, TokenShards
+from smol_scratch.generation import generate, stream, stream_text
 from smol_scratch.hub import load_pretrained, to_transformers
 from smol_scratch.model import (
     Block,
@@ -17,6 +18,7 @@ from smol_scratch.model import (
     fast_attention,
     rotate,
 )
+from smol_scratch.sharing import export_gguf, export_pretrained
 from smol_scratch.tokenizer import load_gpt2_tokenizer, load_tokenizer
 
 __version__ = "0.1.0"
@@ -34,11 +36,16 @@ __all__ = [
     "TokenShards",
     "causal_mask",
     "explicit_attention",
+    "export_gguf",
+    "export_pretrained",
     "fast_attention",
+    "generate",
     "load_gpt2_tokenizer",
     "load_pretrained",
     "load_text",
     "load_tokenizer",
     "rotate",
+    "stream",
+    "stream_text",
     "to_transformers",
 ]

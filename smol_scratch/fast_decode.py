@@ -13,9 +13,6 @@ Letters: C width of the residual stream, H query heads, G key-value heads, D hea
 L tokens that the cache has room for, V vocabulary. There is no batch and no time: one token.
 """
 
-# torch types every attribute of a module as "Tensor | Module".
-# mypy: disable-error-code="union-attr, operator, arg-type, index"
-
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -3,9 +3,6 @@
 Letters: B batch, T tokens of a prompt, C width of the residual stream, V vocabulary.
 """
 
-# torch types every attribute of a module as "Tensor | Module".
-# mypy: disable-error-code="union-attr, operator, arg-type"
-
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
