@@ -68,7 +68,12 @@ def save_checkpoint(
         OSError: when it cannot be written (a full disk, say); nothing is left of it then.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(state.model, options=options)
+    weights: dict[str, Any] = get_model_state_dict(state.model, options=options)
+    # What FSDP gathered from parts of unequal size is a view of more, which safetensors refuses.
+    weights = {
+        name: w.clone() if w.untyped_storage().nbytes() > w.nbytes else w
+        for name, w in weights.items()
+    }
     moments = get_optimizer_state_dict(state.model, state.optimizer, options=options)
     generators = _generators(state)
     if state.rank == 0:

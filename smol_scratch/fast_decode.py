@@ -5,9 +5,9 @@ product of a matrix with one vector reads it at about half the machine's speed. 
 multiplication and a sum, and compiled by ``torch.compile``, the same product reads at nearly all
 of it, and a whole block becomes one loop nest.
 
-All blocks have the same shapes, so one compiled function with the weights as arguments serves
-all of them: it compiles once, not 30 times. The position is a tensor and the cache's length a
-symbol, so that nothing is compiled again as the text grows.
+All blocks have the same shapes, so one compiled function of a few blocks, with the weights as
+arguments, serves all of them: it compiles once, not ten times. The position is a tensor and the
+cache's length a symbol, so that nothing is compiled again as the text grows.
 
 Letters: C width of the residual stream, H query heads, G key-value heads, D head dimension,
 L tokens that the cache has room for, V vocabulary. There is no batch and no time: one token.
@@ -15,7 +15,8 @@ L tokens that the cache has room for, V vocabulary. There is no batch and no tim
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -108,8 +109,20 @@ def _block(
     return x + _multiply(weights.down, hidden)
 
 
+def _blocks(
+    x: Tensor, weights: list[_Weights], caches: list[tuple[Tensor, Tensor]], *place: Any
+) -> Tensor:
+    for block, (k_cache, v_cache) in zip(weights, caches, strict=True):
+        x = _block(x, block, k_cache, v_cache, *place)
+    return x
+
+
 def _head(x: Tensor, norm: Tensor, head: Tensor, eps: float) -> Tensor:
     return _multiply(head, _norm(x, norm, eps))  # (V,)
+
+
+# Blocks in one call: each call costs some 50 µs in Python. More would take longer to compile.
+AT_ONCE = 3
 
 
 class CompiledDecoder:
@@ -125,7 +138,9 @@ class CompiledDecoder:
 
     def __init__(self, model: SmolLM2) -> None:
         self.model = model
-        self._block = torch.compile(_block, fullgraph=True, dynamic=False)
+        weights = [_weights(block) for block in model.model.layers]
+        self._groups = [weights[i : i + AT_ONCE] for i in range(0, len(weights), AT_ONCE)]
+        self._blocks = torch.compile(_blocks, fullgraph=True, dynamic=False)
         self._head = torch.compile(_head, fullgraph=True, dynamic=False)
 
     @torch.inference_mode()
@@ -144,10 +159,13 @@ class CompiledDecoder:
         cos, sin = rope.cos[now], rope.sin[now]
         x = model.embed_tokens(idx)[0, 0]  # (C,)
         torch._dynamo.mark_dynamic(future, 0)
-        for block, layer in zip(model.layers, cache.layers, strict=True):
-            torch._dynamo.mark_dynamic(layer.k, 2)
-            torch._dynamo.mark_dynamic(layer.v, 2)
-            x = self._block(x, _weights(block), layer.k, layer.v, cos, sin, position, future, eps)
+        layers = iter(cache.layers)
+        for weights in self._groups:
+            caches = [(layer.k, layer.v) for layer in islice(layers, len(weights))]
+            for tensor in chain(*caches):
+                torch._dynamo.mark_dynamic(tensor, 2)
+            x = self._blocks(x, weights, caches, cos, sin, position, future, eps)
+        for layer in cache.layers:
             layer.length = now + 1
         head = model.embed_tokens if self.model.config.tie_embeddings else self.model.lm_head
         return self._head(x, model.norm.weight, head.weight, eps)[None]  # (1, V)

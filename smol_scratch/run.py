@@ -71,11 +71,13 @@ def load_data(
 class Interruption:
     """Remembers Ctrl-C and SIGTERM until the step that is under way has ended.
 
-    A second signal interrupts at once.
+    A second signal interrupts at once, unless several processes train together: ``torchrun`` sends
+    each signal on, so that Ctrl-C arrives twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 1) -> None:
         self.signal: int | None = None
+        self.processes = processes
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -90,7 +92,7 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and self.processes == 1:
             raise KeyboardInterrupt
         self.signal = number
 
@@ -116,15 +118,16 @@ class MetricsFile:
         kept = [",".join(Metrics._fields) + "\n"]
         if path.exists():
             lines = path.read_text("utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if not self._is_ahead(line, state.step)]
+            kept = [line for line in lines if self._stays(line, state.step)]
         kept.insert(0 if state.step == 0 else len(kept), f"# {describe_run(state)}\n")
         assets.write_atomically(path, "".join(kept).encode())
         self.file = path.open("a", encoding="utf-8", newline="")
 
     @staticmethod
-    def _is_ahead(line: str, step: int) -> bool:
+    def _stays(line: str, step: int) -> bool:
         first = line.split(",")[0]
-        return first.isdecimal() and int(first) >= step
+        whole = line.endswith("\n")  # the last one may be torn, where the disk was full
+        return whole and not (first.isdecimal() and int(first) >= step)
 
     def write(self, row: Metrics) -> None:
         """Add a row; it is on its way to the disk when this returns."""
@@ -162,37 +165,49 @@ def run(config: TrainingConfig) -> Path:
         ValueError: for a recipe, text or checkpoint that cannot be used.
         OSError: when something cannot be read or written; the last checkpoint stays.
         DivergedError: when the loss is no longer a number; likewise.
+        SystemExit: after an interruption, with 128 + the signal's number, as shells count.
     """
     with process_group(config):
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        say = _say if first else _say_nothing
-        if config.save.exists():
+        folder, interrupted_by = _run(config)
+    # Raised within, it would keep the sharded model alive till Python ends, and gloo aborts then.
+    if interrupted_by is not None:
+        raise SystemExit(128 + interrupted_by)
+    return folder
+
+
+def _run(config: TrainingConfig) -> tuple[Path, int | None]:
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    say = _say if first else _say_nothing
+    if config.save.exists():
+        raise ValueError(
+            f"--save {config.save} is already there: name another folder, or remove it"
+        )
+    tokenizer = load_tokenizer()
+    tokens, held_out = load_data(config, tokenizer)
+    if config.ckpt is None:
+        state = TrainingState.create(config, tokens, held_out)
+    else:
+        state = load_checkpoint(config.ckpt, tokens, held_out, config)
+        say(f"checkpoint {config.ckpt}: {state.step} steps were made")
+        if config.steps <= state.step:
             raise ValueError(
-                f"--save {config.save} is already there: name another folder, or remove it"
+                f"--steps {config.steps}: counts from the run's beginning, and {config.ckpt} "
+                f"has made {state.step} already; ask for more"
             )
-        tokenizer = load_tokenizer()
-        tokens, held_out = load_data(config, tokenizer)
-        if config.ckpt is None:
-            state = TrainingState.create(config, tokens, held_out)
-        else:
-            state = load_checkpoint(config.ckpt, tokens, held_out, config)
-            say(f"checkpoint {config.ckpt}: {state.step} steps were made")
-            if config.steps <= state.step:
-                raise ValueError(
-                    f"--steps {config.steps}: counts from the run's beginning, and {config.ckpt} "
-                    f"has made {state.step} already; ask for more"
-                )
-        say_start(state, tokens, held_out, say)
-        return _consume(state, tokenizer, first)
+    say_start(state, tokens, held_out, say)
+    return _consume(state, tokenizer, first)
 
 
-def _consume(state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool) -> Path:
+def _consume(
+    state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool
+) -> tuple[Path, int | None]:
+    """Train; return the folder of the last checkpoint, and the signal that ended it, if any."""
     config = state.config
     say = _say if first else _say_nothing
     path = config.metrics or config.save.with_name(config.save.name + ".csv")
     metrics = MetricsFile(path, state) if first else None
     tracker = make_tracker(config) if first else None
-    interruption = Interruption()
+    interruption = Interruption(state.world_size)
     begun, saved = state.step, config.ckpt
     with (
         interruption.watched(),
@@ -214,7 +229,7 @@ def _consume(state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool) -> 
                     saved = step_folder(config.save, state.step)
                     save_checkpoint(state, saved, tokenizer, replace=True)
                     say(f"interrupted; saved {saved}. To go on: --ckpt {saved}")
-                    raise SystemExit(128 + (interruption.signal or signal.SIGTERM))
+                    return saved, interruption.signal or signal.SIGTERM
                 interval = config.checkpoint_interval
                 if interval and state.step % interval == 0 and state.step < config.steps:
                     saved = step_folder(config.save, state.step)
@@ -232,7 +247,7 @@ def _consume(state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool) -> 
                 metrics.write_end(state.step, held_out)
         save_checkpoint(state, config.save, tokenizer)
         say(f"saved {config.save}")
-    return config.save
+    return config.save, None
 
 
 def step_folder(save: Path, step: int) -> Path:

@@ -1,0 +1,285 @@
+"""Two processes train as one does at the same global batch, and each reads the other's checkpoints.
+
+``torchrun`` starts this file once with two processes on the CPU (gloo); ``work`` makes all the runs
+in them, and the tests look at what they wrote. Two more launches are real command lines that are
+interrupted.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from smol_scratch import accounting
+from smol_scratch.__main__ import main
+from smol_scratch.checkpoint import load_checkpoint, read_state, save_checkpoint
+from smol_scratch.training import DivergedError, TrainingState, train
+from tests.test_training import SMALL, TOKENS, WORDS, begin, numbers
+
+pytestmark = pytest.mark.skipif(
+    not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
+    reason="needs Linux and gloo",
+)
+
+ROOT = Path(__file__).parent.parent
+TEXT = (TOKENS * 3)[: 7 * 32 + 1]  # seven batches of 4 × 8 a pass, in pieces of any size
+HELD_OUT = TOKENS[::-1]
+FIRST, THEN = 4, 5
+GENTLE = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "eval_interval": 3}
+
+# What two processes do; one does the same with batches of 4.
+TWO = {
+    "ddp": {"batch_size": 2},
+    "ddp accumulated": {"batch_size": 1, "accumulate": 2},
+    "fsdp": {"batch_size": 2, "shard": True},
+    "fsdp accumulated": {"batch_size": 1, "accumulate": 2, "shard": True},
+}
+
+
+def follow(state: TrainingState, steps: int) -> list[float]:
+    """Make steps; return all losses, gradient norms and held-out losses."""
+    rows = list(train(state, state.step + steps))
+    looks = [row.held_out_loss for row in rows if row.held_out_loss is not None]
+    return [row.loss for row in rows] + [row.gradient_norm for row in rows] + looks
+
+
+def recipe(folder: Path, **changes: object):
+    """Return a checkpoint's recipe with changes."""
+    before = read_state(folder)["config"]
+    return type(before)(**{**vars(before), **changes})
+
+
+def work(folder: Path) -> None:
+    """In each of two processes: make all runs; the first process writes down what it saw."""
+    accounting.device_peak = lambda *_: 1e12
+    dist.init_process_group("gloo")
+    found: dict[str, object] = {}
+    for name, how in TWO.items():
+        state = begin(TEXT, HELD_OUT, **GENTLE, **how)
+        start = follow(state, FIRST)
+        save_checkpoint(state, folder / f"{name}, first half")
+        found[name] = [start, follow(state, THEN)]
+        save_checkpoint(state, folder / name)
+
+        go_on = recipe(folder / "one, first half", **how)
+        state = load_checkpoint(folder / "one, first half", TEXT, HELD_OUT, go_on)
+        found[f"one, then {name}"] = follow(state, THEN)
+
+    for shard in (False, True):
+        name = f"dropout {shard}"
+        state = begin(TEXT, dropout=0.2, batch_size=2, shard=shard)
+        follow(state, FIRST)
+        save_checkpoint(state, folder / name)
+        straight = follow(state, THEN)
+        resumed = load_checkpoint(folder / name, TEXT)
+        found[name] = [straight, follow(resumed, THEN)]
+
+    state = begin(TEXT, batch_size=2)
+    found["drawn"] = draws = [torch.zeros(3), torch.zeros(3)]
+    dist.all_gather(draws, torch.rand(3))  # each process drops other weights
+    found["drawn"] = [drawn.tolist() for drawn in draws]
+    if dist.get_rank() == 1:
+        state.forward.register_forward_hook(lambda _, __, out: (out[0], out[1] * math.nan))
+    try:
+        follow(state, 1)
+    except DivergedError as error:
+        stopped: list[object] = [None, None]
+        dist.all_gather_object(stopped, [str(error), state.step, state.loader.position])
+        found["diverged"] = stopped
+    if dist.get_rank() == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def torchrun(*arguments: str) -> list[str]:
+    """Return the command that starts two processes."""
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return [sys.executable, *start, *arguments]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.fixture(autouse=True)
+def peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "device_peak", lambda *_: 1e12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One process's run, first half and whole, and all that two made."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting, "device_peak", lambda *_: 1e12)
+        # As two processes would, but by one: what differs from batches of 4 is rounding alone.
+        for name, how in {
+            "one": {"batch_size": 4},
+            "noise": {"batch_size": 2, "accumulate": 2},
+        }.items():
+            state = begin(TEXT, HELD_OUT, **GENTLE, **how)
+            start = follow(state, FIRST)
+            save_checkpoint(state, folder / f"{name}, first half")
+            (folder / f"{name}.json").write_text(json.dumps([start, follow(state, THEN)]))
+            save_checkpoint(state, folder / name)
+    done = subprocess.run(
+        torchrun("-m", "tests.test_distributed", str(folder)),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder) -> dict:
+    return json.loads((folder / "found.json").read_text())
+
+
+def read(folder: Path, name: str) -> list:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def apart(folder: Path, one: str, other: str) -> float:
+    """Return the largest difference between two checkpoints' weights, and between their moments."""
+    states = [load_checkpoint(folder / name, TEXT) for name in (one, other)]
+    parts = [
+        [t for w in s.model.parameters() for t in (w, *s.optimizer.state[w].values())]
+        for s in states
+    ]
+    return max(float((a - b).detach().abs().max()) for a, b in zip(*parts, strict=True))
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_are_one_at_the_same_global_batch(folder, found, name):
+    """Losses and norms to float32's rounding, 6e-8 times a few dozen; weights to the noise floor.
+
+    The floor is how far one process gets from itself when it sums the batch in two pieces. AdamW
+    divides by the gradient's size, so rounding grows there by what the floor shows.
+    """
+    one = read(folder, "one")
+    assert found[name][0] == pytest.approx(one[0], rel=5e-6)
+    assert found[name][1] == pytest.approx(one[1], rel=5e-6)
+    floor = apart(folder, "one", "noise")
+    assert 0 < floor < 1e-5
+    assert apart(folder, "one", name) <= 10 * floor
+    # The noise is far below what one batch in another order would do.
+    assert read_state(folder / name)["loader"] == read_state(folder / "one")["loader"]
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_a_checkpoint_written_by_two_resumes_on_one(folder, name):
+    first = folder / f"{name}, first half"
+    go_on = recipe(first, batch_size=4, accumulate=1, shard=False)
+    state = load_checkpoint(first, TEXT, HELD_OUT, go_on)
+    assert follow(state, THEN) == pytest.approx(read(folder, "one")[1], rel=5e-6)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_a_checkpoint_written_by_one_resumes_on_two(folder, found, name):
+    assert found[f"one, then {name}"] == pytest.approx(read(folder, "one")[1], rel=5e-6)
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
+def test_two_resume_bit_for_bit_with_the_dropout_of_each(found, shard):
+    straight, resumed = found[f"dropout {shard}"]
+    assert resumed == straight
+
+
+def test_each_process_drops_other_weights(found):
+    one, other = found["drawn"]
+    assert one != other
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_both(found):
+    assert [state[1:] for state in found["diverged"]] == [[0, 0], [0, 0]]
+    assert all("nan" in state[0] for state in found["diverged"])
+
+
+def test_checkpoints_of_two_are_those_of_one(folder):
+    names = {path.name for path in (folder / "one").iterdir()}
+    for name in TWO:
+        assert {path.name for path in (folder / name).iterdir()} == names
+
+
+# Interruptions
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    """Return the numbers of the processes that ``torchrun`` started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    lines = {int(n): Path(f"/proc/{n}/cmdline").read_bytes() for n in children}
+    return [number for number, line in lines.items() if b"smol_scratch" in line]
+
+
+def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
+    tmp_path, monkeypatch, tokenizer
+):
+    """SIGTERM to one of the two; and Ctrl-C, which a terminal sends to all, torchrun too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("smol_scratch.run.load_tokenizer", lambda: tokenizer)
+    Path("text.txt").write_text(WORDS, "utf-8")
+    words = [*SMALL, "--text", "text.txt", "--steps", "2000"]
+    launches = {"one": [], "all": ["--shard"]}
+    processes = {
+        save: subprocess.Popen(
+            torchrun("-m", "smol_scratch", *words, "--save", save, *more),
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for save, more in launches.items()
+    }
+    try:
+        for save, process in processes.items():
+            table = Path(f"{save}.csv")
+            patience = time.monotonic() + 120
+            while not table.exists() or table.read_text().count("\n") < 6:
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < patience
+                time.sleep(0.02)
+            both = workers(process)
+            assert len(both) == 2
+            if save == "one":
+                os.kill(both[1], signal.SIGTERM)
+            else:
+                os.killpg(process.pid, signal.SIGINT)
+            said, _ = process.communicate(timeout=60)
+            assert process.returncode != 0
+            assert "Signal 6" not in said  # no abort at the end
+            assert not any(Path(f"/proc/{number}").exists() for number in both)
+            names = re.findall(r"interrupted; saved (\S+)\. To go on: --ckpt \1", said)
+            assert len(names) == 1, said
+            step = read_state(Path(names[0]))["step"]
+            assert [int(row["step"]) for row in numbers(table)] == list(range(step))
+            # One process goes on with the same global batch.
+            alone = ["--ckpt", names[0], "--save", save, "--batch-size", "4", "--no-shard"]
+            assert main(["train", *alone, "--steps", str(step + 2)]) == 0
+            steps = [int(row["step"]) for row in numbers(table)]
+            assert steps == list(range(step + 3))
+    finally:
+        for process in processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
+    gc.collect()  # models in cycles hold gloo's threads, which abort when Python ends before them

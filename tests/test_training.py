@@ -1,0 +1,739 @@
+"""The engine: schedules, precision, the update, the loop, and the command line's errors."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from smol_scratch import accounting, run
+from smol_scratch.__main__ import main
+from smol_scratch.config import SmolLM2Config
+from smol_scratch.model import SmolLM2
+from smol_scratch.run import Interruption, MetricsFile, load_data, remove_old, step_folder
+from smol_scratch.schedule import cosine, warmup_stable_decay
+from smol_scratch.training import (
+    DivergedError,
+    Hardware,
+    Metrics,
+    TrainingConfig,
+    TrainingState,
+    choose_device,
+    choose_precision,
+    find_hardware,
+    make_optimizer,
+    train,
+    train_step,
+)
+
+ROOT = Path(__file__).parent.parent
+LOG = list(csv.DictReader((ROOT / "data" / "description_log.csv").open(encoding="utf-8")))
+
+# A model that makes a step in some milliseconds, and a text of five batches of 2 × 8 a pass.
+SHAPE = SmolLM2Config(
+    block_size=16,
+    vocab_size=61,
+    n_layer=2,
+    n_head=4,
+    n_kv_head=2,
+    n_embd=32,
+    intermediate_size=48,
+    head_dim=8,
+)
+TOKENS = [(7 * i * i + 3 * i) % 61 for i in range(5 * 16 + 1)]
+RECIPE = TrainingConfig(
+    steps=20,
+    block_size=16,
+    batch_size=2,
+    sequence_length=8,
+    learning_rate=1e-2,
+    min_learning_rate=1e-3,
+    warmup_steps=3,
+    precision="fp32",
+    device="cpu",
+    eval_interval=0,
+)
+
+
+def begin(tokens=TOKENS, held_out=None, model=None, **changes) -> TrainingState:
+    """Return a small run before its first step; its weights depend on the seed alone."""
+    recipe = dataclasses.replace(RECIPE, **changes)
+    if model is None:
+        torch.manual_seed(recipe.seed)
+        model = SmolLM2(dataclasses.replace(SHAPE, dropout=recipe.dropout))
+    return TrainingState.create(recipe, tokens, held_out, model=model)
+
+
+def losses(state: TrainingState, steps: int) -> list[float]:
+    """Make steps; return their losses."""
+    return [row.loss for row in train(state, state.step + steps)]
+
+
+def weights(state: TrainingState) -> dict[str, torch.Tensor]:
+    """Return a copy of all weights."""
+    return {name: weight.clone() for name, weight in state.model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Say whether all weights are equal, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(autouse=True)
+def peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each run the second in which it measures the processor."""
+    monkeypatch.setattr(accounting, "device_peak", lambda *_: 1e12)
+
+
+# Schedules
+
+
+def test_the_log_is_whole():
+    assert [row["part"] for row in LOG] == ["first"] * 51 + ["continued"] * 10
+    assert [int(row["step"]) for row in LOG[:51]] == list(range(0, 5001, 100))
+
+
+@pytest.mark.parametrize("row", LOG, ids=lambda row: f"{row['part']}-{row['step']}")
+def test_cosine_gives_every_learning_rate_of_the_descriptions_log(row):
+    steps = 5000 if row["part"] == "first" else 5050
+    config = TrainingConfig(steps=steps, schedule_steps=5000)
+    assert f"{config.learning_rate_at(int(row['step'])):.6f}" == row["learning_rate"]
+    rate = cosine(int(row["step"]), peak=3e-4, minimum=3e-5, warmup=100, total=5000)
+    assert f"{rate:.6f}" == row["learning_rate"]
+
+
+COSINE = {"peak": 1.0, "minimum": 0.1, "warmup": 10, "total": 110}
+WSD = COSINE | {"decay": 40}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "how"), [(cosine, COSINE), (warmup_stable_decay, WSD)], ids=["cosine", "wsd"]
+)
+def test_schedules_rise_to_the_peak_fall_to_the_minimum_and_stay(schedule, how):
+    rates = [schedule(step, **how) for step in range(200)]
+    assert rates[0] == pytest.approx(0.1)  # the first step learns already: peak / warmup
+    assert rates[9] == rates[10] == max(rates) == 1.0
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[110:] == pytest.approx([0.1] * 90)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    # No jump: half a cosine is steepest in its middle, pi / 2 times as steep as a straight line.
+    fall = 0.9 / (100 if schedule is cosine else 40)
+    steepest = max(a - b for a, b in itertools.pairwise(rates[10:]))
+    assert steepest <= fall * (math.pi / 2 if schedule is cosine else 1) + 1e-12
+
+
+def test_cosine_has_the_values_of_the_formula():
+    assert cosine(60, **COSINE) == pytest.approx((1 + 0.1) / 2)  # half way
+    assert cosine(35, **COSINE) == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_a_straight_line():
+    rates = [warmup_stable_decay(step, **WSD) for step in range(111)]
+    assert rates[10:71] == [1.0] * 61
+    assert rates[70:] == pytest.approx([1 - 0.9 * i / 40 for i in range(41)])
+    # SmolLM2's own: 2,000 up, the last 400,000 of 2,000,000 down to zero.
+    own = {"peak": 3e-3, "minimum": 0.0, "warmup": 2000, "total": 2_000_000, "decay": 400_000}
+    expected = {0: 1.5e-6, 1999: 3e-3, 1_600_000: 3e-3, 1_800_000: 1.5e-3, 2_000_000: 0.0}
+    assert {s: warmup_stable_decay(s, **own) for s in expected} == pytest.approx(expected)
+
+
+def test_schedules_without_warmup_or_without_length():
+    assert cosine(0, **COSINE | {"warmup": 0}) == 1.0
+    assert cosine(5, **COSINE | {"warmup": 5, "total": 5}) == 1.0  # nothing left to fall over
+    assert cosine(6, **COSINE | {"warmup": 5, "total": 5}) == pytest.approx(0.1)
+    assert warmup_stable_decay(0, **WSD | {"warmup": 0}) == 1.0
+
+
+def test_the_configuration_chooses_the_schedule():
+    assert TrainingConfig(lr_schedule=False).learning_rate_at(0) == 3e-4
+    wsd = TrainingConfig(schedule="wsd", warmup_steps=0, steps=100)
+    # A fifth of the schedule falls, unless told.
+    assert [wsd.learning_rate_at(s) for s in (80, 90)] == pytest.approx([3e-4, 1.65e-4])
+    told = dataclasses.replace(wsd, decay_steps=50)
+    assert told.learning_rate_at(75) == pytest.approx(1.65e-4)
+    # --schedule-steps counts where it is given, --steps elsewhere.
+    assert TrainingConfig(steps=900, schedule_steps=200).learning_rate_at(200) == 3e-5
+
+
+def test_the_update_uses_the_rate_that_the_row_states():
+    state = begin()
+    for row in train(state, 6):
+        assert row.learning_rate == state.config.learning_rate_at(row.step)
+        assert {group["lr"] for group in state.optimizer.param_groups} == {row.learning_rate}
+
+
+# Precision
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype"),
+    [
+        (Hardware("cuda", "NVIDIA H100 80GB HBM3", (9, 0)), BF16),
+        (Hardware("cuda", "NVIDIA A100-SXM4-40GB", (8, 0)), BF16),
+        (Hardware("cuda", "NVIDIA GeForce RTX 3060", (8, 6)), BF16),
+        (Hardware("cuda", "Tesla T4", (7, 5)), FP16),
+        (Hardware("cuda", "Tesla V100-SXM2-16GB", (7, 0)), FP16),
+        (Hardware("cuda", "Tesla P100-PCIE-16GB", (6, 0)), FP32),
+        (Hardware("cpu", "with bf16", bf16=True), BF16),
+        (Hardware("cpu", "without bf16"), FP32),
+        (Hardware("mps", "mps"), FP32),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_precision_is_what_the_hardware_has_never_what_pytorch_emulates(hardware, dtype):
+    chosen = choose_precision(hardware)
+    assert chosen.dtype == dtype
+    assert chosen.scaler == (dtype == FP16)
+    assert hardware.name in chosen.reason
+
+
+def test_precision_can_be_overridden():
+    t4, p100 = Hardware("cuda", "T4", (7, 5)), Hardware("cuda", "P100", (6, 0))
+    cpu = Hardware("cpu", "CPU", bf16=True)
+    assert choose_precision(cpu, "fp32") == (FP32, False, "as asked")
+    assert choose_precision(cpu, "bf16") == (BF16, False, "as asked")
+    assert choose_precision(p100, "fp16")[:2] == (FP16, True)
+    forced = choose_precision(t4, "bf16")
+    assert forced[:2] == (BF16, False)
+    assert "emulate" in forced.reason
+    with pytest.raises(ValueError, match=r"precision='int8': must be auto, bf16, fp16, fp32"):
+        choose_precision(t4, "int8")
+
+
+def test_this_cpu_is_found():
+    hardware = find_hardware(torch.device("cpu"))
+    assert (hardware.kind, hardware.capability) == ("cpu", (0, 0))
+    flags = torch.cpu.get_capabilities()
+    assert hardware.bf16 == any(flags.get(f) for f in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "bf16"),
+    [
+        ({"cpu_name": "Xeon", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "Xeon", "avx512_bf16": False, "amx_bf16": True}, True),
+        ({"cpu_name": "Neoverse-V1", "bf16": True}, True),
+        ({"cpu_name": "Core i5", "avx512_f": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_has_bf16_when_one_of_its_units_does(monkeypatch, flags, bf16):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert find_hardware(torch.device("cpu")).bf16 == bf16
+
+
+def test_a_card_is_found_by_its_own_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, device.index))
+    assert find_hardware(torch.device("cuda", 5)) == Hardware("cuda", "card 5", (7, 5))
+    assert find_hardware(torch.device("mps")) == Hardware("mps", "mps")
+
+
+def test_the_best_device_that_is_there(monkeypatch):
+    def have(cuda: bool, mps: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    have(True, False)
+    assert choose_device() == torch.device("cuda", 0)
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device() == torch.device("cuda", 3)
+    have(False, True)
+    assert choose_device() == torch.device("mps")
+    have(False, False)
+    assert choose_device() == torch.device("cpu")
+    with pytest.raises(ValueError, match="device='cuda': not available"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_loss_falls_in_each_precision_and_weights_stay_float32(precision):
+    state = begin(TOKENS[:17], precision=precision, lr_schedule=False)  # one batch, again and again
+    seen = losses(state, 25)
+    assert state.scaler.is_enabled() == (precision == "fp16")
+    assert seen[-1] < 0.5 * seen[0]
+    moments = [m for parts in state.optimizer.state.values() for m in parts.values()]
+    assert {t.dtype for t in [*state.model.parameters(), *moments]} == {FP32}
+
+
+def test_products_are_made_in_the_precision_that_was_chosen():
+    seen = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        state = begin(precision=precision)
+        head = state.model.model.layers[0].mlp.down_proj
+        head.register_forward_hook(lambda _, __, y, p=precision: seen.update({p: y.dtype}))
+        losses(state, 1)
+    assert seen == {"fp32": FP32, "bf16": BF16, "fp16": FP16}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_gradients_are_clipped_and_stated_unscaled(precision):
+    """Four steps in 16 bits are those in 32 but for a few roundings of 2^-8 or 2^-11."""
+    exact = list(train(begin(), 4))
+    rounded = list(train(begin(precision=precision), 4))
+    for a, b in zip(exact, rounded, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=0.01)
+        assert b.gradient_norm == pytest.approx(a.gradient_norm, rel=0.05)
+
+
+def test_an_overflow_in_float16_skips_the_update_and_lowers_the_scale():
+    state = begin(precision="fp16")
+    losses(state, 3)
+    before, scale = weights(state), state.scaler.get_scale()
+    moments = [m.clone() for parts in state.optimizer.state.values() for m in parts.values()]
+    weight = state.model.model.layers[0].mlp.down_proj.weight
+    hook = weight.register_hook(
+        lambda gradient: gradient.index_fill(0, torch.tensor([0]), math.inf)
+    )
+    (row,) = train(state, 4)
+    hook.remove()
+    assert math.isfinite(row.loss)
+    assert not math.isfinite(row.gradient_norm)
+    assert same(before, weights(state))
+    after = [m for parts in state.optimizer.state.values() for m in parts.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    assert state.scaler.get_scale() == scale / 2
+    losses(state, 1)
+    assert not same(before, weights(state))
+
+
+# The update
+
+
+def test_accumulated_batches_are_the_big_batch():
+    """Weights in float64; the model computes its loss in float32, to about 1e-7."""
+
+    def run(**how) -> tuple[list[float], list[float], TrainingState]:
+        torch.manual_seed(1)
+        state = begin(model=SmolLM2(SHAPE).double(), **how)
+        rows = list(train(state, 6))
+        return [row.loss for row in rows], [row.gradient_norm for row in rows], state
+
+    tokens = TOKENS * 4
+    pieces = run(tokens=tokens, batch_size=1, accumulate=4)
+    whole = run(tokens=tokens, batch_size=4)
+    assert pieces[2].loader.position == whole[2].loader.position > 0
+    assert pieces[0] == pytest.approx(whole[0], rel=1e-6)
+    assert pieces[1] == pytest.approx(whole[1], rel=1e-6)
+    # AdamW divides by the gradient's own size: a weight moves by 1e-2 a step however small it is.
+    # So rounding shows most where the gradient is next to nothing; still in 1 % of a step only.
+    for a, b in zip(pieces[2].model.parameters(), whole[2].model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_the_gradient_is_clipped_to_its_largest_norm(monkeypatch):
+    def gradient(clip: float) -> tuple[float, torch.Tensor]:
+        state = begin(clip=clip)
+        norm = train_step(state)[2]
+        return norm, torch.cat([w.grad.flatten() for w in state.model.parameters()])
+
+    norm, free = gradient(1e9)
+    assert float(free.norm()) == pytest.approx(norm, rel=1e-5)
+    clipped_norm, clipped = gradient(norm / 4)
+    assert clipped_norm == norm  # what is reported is the norm before
+    assert float(clipped.norm()) == pytest.approx(norm / 4, rel=1e-4)
+    torch.testing.assert_close(clipped, free / 4, rtol=1e-4, atol=1e-8)
+
+
+def test_the_first_update_is_adamws_formula():
+    """After one step the moments are the gradient's own, so each weight moves by its sign."""
+    state = begin(clip=1e9, learning_rate=1e-3, min_learning_rate=1e-4, lr_schedule=False)
+    before = weights(state)
+    train_step(state)
+    for name, weight in state.model.named_parameters():
+        step = weight.grad / (weight.grad.abs() + 1e-8)
+        expected = before[name] * (1 - 1e-3 * 0.1) - 1e-3 * step
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_weight_decay_on_everything_or_on_matrices_only():
+    model = SmolLM2(SHAPE)
+    (everything,) = make_optimizer(model, RECIPE).param_groups
+    assert everything["weight_decay"] == 0.1
+    assert len(everything["params"]) == len(list(model.parameters()))
+    recipe = dataclasses.replace(RECIPE, decay_matrices_only=True, beta1=0.8, beta2=0.9)
+    matrices, scales = make_optimizer(model, recipe).param_groups
+    assert (matrices["weight_decay"], scales["weight_decay"]) == (0.1, 0.0)
+    assert matrices["betas"] == scales["betas"] == (0.8, 0.9)
+    assert {w.ndim for w in matrices["params"]} == {2}
+    assert {w.ndim for w in scales["params"]} == {1}
+    assert len(scales["params"]) == 2 * SHAPE.n_layer + 1
+
+
+def test_the_seed_decides_weights_and_dropout():
+    def run(**how) -> list[float]:
+        # The preset's own weights would take a second; those of the small shape are drawn alike.
+        return losses(begin(**how), 4)
+
+    assert run(seed=1) == run(seed=1)
+    assert run(seed=1)[0] != run(seed=2)[0]
+    assert run(dropout=0.5) == run(dropout=0.5)
+    assert run(dropout=0.5) != run()
+
+
+def test_the_initial_weights_are_those_of_the_seed_whatever_came_before():
+    config = dataclasses.replace(RECIPE, preset="tiny")
+    torch.manual_seed(config.seed)
+    expected = SmolLM2(config.model_config()).state_dict()
+    torch.rand(7)
+    state = TrainingState.create(config, TOKENS)
+    assert same(expected, weights(state))
+
+
+def test_the_pieces_of_fast_py_are_taken_only_where_asked():
+    assert type(begin().model.model.norm).__name__ == "FastRMSNorm"
+    assert type(begin(fast=False).model.model.norm).__name__ == "RMSNorm"
+
+
+# The loop
+
+
+def test_a_row_for_each_step_with_its_own_loss():
+    state = begin()
+    x, y = torch.tensor(TOKENS[:16]).view(2, 8), torch.tensor(TOKENS[1:17]).view(2, 8)
+    with torch.no_grad():
+        first = float(state.model(x, y)[1])
+    rows = list(train(state))
+    assert [row.step for row in rows] == list(range(20))
+    assert rows[0].loss == pytest.approx(first, rel=1e-6)
+    assert state.step == 20
+    assert state.loader.passes == 4
+    assert all(row.tokens_per_second > 0 for row in rows)
+    palm = sum(accounting.palm_flops(SHAPE, 8).values()) / 8  # a token
+    assert rows[3].utilisation == pytest.approx(rows[3].tokens_per_second * palm / 1e12)
+    assert list(train(state)) == []
+
+
+def test_looking_at_the_held_out_text_changes_nothing():
+    blind = begin(dropout=0.2)
+    expected = losses(blind, 8)
+    looking = begin(dropout=0.2, held_out=TOKENS[::-1], eval_interval=3)
+    rows = list(train(looking, 8))
+    assert [row.loss for row in rows] == expected
+    assert same(weights(blind), weights(looking))
+    assert [row.held_out_loss is not None for row in rows] == [step % 3 == 0 for step in range(8)]
+    assert looking.held_out_loss() == looking.held_out_loss()
+    assert looking.model.training
+
+
+def test_the_loop_can_be_left_and_taken_up_between_any_two_steps():
+    straight = begin(dropout=0.1)
+    expected = losses(straight, 9)
+    halting, found = begin(dropout=0.1), []
+    for row in train(halting):
+        found.append(row.loss)
+        if halting.step == 4:
+            break
+    found += losses(halting, 2)
+    found += [row.loss for row in train(halting, 9)]
+    assert found == expected
+    assert same(weights(straight), weights(halting))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_or_gradient_that_is_no_number_changes_nothing(what, accumulate):
+    state = begin(accumulate=accumulate, clip=1.0)
+    losses(state, 2)
+    before, place = weights(state), state.loader.state_dict()
+    moments = [m.clone() for parts in state.optimizer.state.values() for m in parts.values()]
+    if what == "loss":
+        forward = state.model.forward
+        state.forward = torch.nn.Module()
+        state.forward.forward = lambda x, y: (None, forward(x, y)[1] * math.nan)
+    else:
+        state.model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(DivergedError, match=r"step 2: .*nan.*not finite.*lower --learning-rate"):
+        losses(state, 1)
+    assert same(before, weights(state))
+    after = [m for parts in state.optimizer.state.values() for m in parts.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    assert state.loader.state_dict() == place
+    assert state.step == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("sequence_length", 0),
+        ("accumulate", 0),
+        ("log_interval", 0),
+        ("warmup_steps", -1),
+        ("eval_interval", -1),
+        ("checkpoint_interval", -1),
+        ("eval_sequences", 0),
+        ("keep", 0),
+        ("schedule_steps", 0),
+        ("decay_steps", 0),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("learning_rate", 1e-5),
+        ("min_learning_rate", -1e-5),
+        ("clip", 0.0),
+        ("clip", math.nan),
+        ("weight_decay", -0.1),
+        ("weight_decay", math.nan),
+        ("beta1", 1.0),
+        ("beta2", -0.1),
+        ("held_out", 1.0),
+        ("sequence_length", 2000),
+    ],
+)
+def test_an_impossible_recipe_names_field_and_rule(field, value):
+    with pytest.raises(ValueError, match=rf"{field}={value}.*(must|lower)"):
+        TrainingConfig(**{field: value})
+
+
+def test_texts_that_are_too_short_are_named():
+    with pytest.raises(ValueError, match=r"16 tokens are less than one batch: 2 × 8"):
+        begin(TOKENS[:16])
+    with pytest.raises(ValueError, match=r"8 tokens are less than one sequence: 9 are needed"):
+        begin(held_out=TOKENS[:8], eval_interval=1)
+
+
+# The run
+
+
+def test_step_checkpoints_are_removed_but_for_the_latest(tmp_path):
+    save = tmp_path / "run[1]"
+    for step in (5, 10, 20, 100, 200):
+        step_folder(save, step).mkdir()
+    (tmp_path / "run[1]_step_final").mkdir()
+    remove_old(save, 2, 100)  # 200 is of an earlier attempt
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"run[1]_step_{end}" for end in ("20", "100", "200", "final")}
+
+
+def test_a_second_signal_interrupts_at_once_and_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    interruption = Interruption()
+    with interruption.watched():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_torchrun_repeats_is_one_signal():
+    interruption = Interruption(processes=2)
+    with interruption.watched():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.signal in (signal.SIGINT, signal.SIGTERM)
+
+
+def test_the_metrics_file_drops_the_steps_that_are_made_again(tmp_path):
+    path = tmp_path / "run.csv"
+    state = begin()
+    metrics = MetricsFile(path, state)
+    for row in train(state, 5):
+        metrics.write(row)
+    metrics.write_end(5, 4.25)
+    metrics.file.write("1")  # of "12,...": a line that a full disk tore
+    metrics.file.close()
+    state.step = 3
+    MetricsFile(path, state).write(Metrics(3, 1.5, None, 1e-3, 2.0, 100.0, None))
+    lines = path.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines if line[0] != "#"] == ["step", "0", "1", "2", "3"]
+    assert lines[1] == ",".join(Metrics._fields)
+    assert lines[-1] == "3,1.5,,0.001,2,100,"
+    assert re.match(r"# from step 0: .*fp|# from step 0: .*torch", lines[0])
+    assert "from step 3" in lines[-2]
+    state.step = 0
+    with pytest.raises(ValueError, match=r"run\.csv is already there: remove it, or name"):
+        MetricsFile(path, state)
+
+
+def test_which_text_is_trained_on_and_which_held_out(tmp_path, tokenizer, text):
+    file = tmp_path / "text.txt"
+    file.write_text("To be, or not to be: " * 40, "utf-8")
+    whole = tokenizer.encode(file.read_text())
+    config = TrainingConfig(text=file)
+    assert load_data(config, tokenizer) == (whole, None)
+    kept, held_out = load_data(dataclasses.replace(config, held_out=0.25), tokenizer)
+    assert kept + held_out == whole
+    assert len(held_out) == pytest.approx(len(whole) / 4, abs=1)
+    tokens, plays = load_data(TrainingConfig(), tokenizer)
+    assert len(tokens) == 341_094  # as in the description
+    assert tokenizer.decode(plays).startswith("BERNARDO:\nWho's there?")
+    assert not set(tokenizer.decode(plays).splitlines()[::50]) & {"Before we proceed any further"}
+
+
+# The command line
+
+WORDS = "When shall we three meet again? In thunder, lightning, or in rain?\n" * 40
+SMALL = [
+    *("train", "--preset", "tiny", "--batch-size", "2", "--sequence-length", "16"),
+    *("--precision", "fp32", "--device", "cpu", "--held-out", "0.2", "--warmup-steps", "2"),
+    *("--eval-interval", "4", "--eval-sequences", "2"),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tokenizer):
+    """A folder to work in, with a text; the tokenizer is loaded already."""
+    monkeypatch.setattr(run, "load_tokenizer", lambda: tokenizer)
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(WORDS, "utf-8")
+    return tmp_path
+
+
+def command(*arguments: str) -> int:
+    """Run the command line here; return its status."""
+    try:
+        return main([*SMALL, "--text", "text.txt", *arguments])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def numbers(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics file."""
+    lines = [line for line in path.read_text("utf-8").splitlines() if line[0] != "#"]
+    return list(csv.DictReader(lines))
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run what cannot work; return the one line that says why."""
+    assert command(*arguments) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("python -m smol_scratch: ")
+    return line
+
+
+def test_what_the_user_got_wrong_is_one_line(here, capsys):
+    Path("latin.txt").write_bytes("Señor".encode("latin-1"))
+    Path("short.txt").write_text("To be, or not to be, that is the question", "utf-8")
+    Path("there").mkdir()
+    Path("there.csv").touch()
+    expected = {
+        ("--ckpt", "nowhere"): "nowhere: no such checkpoint folder",
+        ("--ckpt", "there"): "there holds no training_state.json",
+        ("--save", "there"): "--save there is already there",
+        ("--metrics", "there.csv"): "there.csv is already there",
+        ("--text", "nowhere.txt"): "No such file or directory: 'nowhere.txt'",
+        ("--text", "latin.txt"): "--text latin.txt is no UTF-8 text",
+        ("--text", "short.txt"): "less than one batch",
+        ("--device", "cuda"): "device='cuda': not available",
+        ("--init", "nowhere.gguf"): "nowhere.gguf",
+    }
+    if torch.cuda.is_available():
+        expected.pop(("--device", "cuda"))
+    for arguments, reason in expected.items():
+        assert reason in refused(capsys, *arguments), arguments
+    # What the flags themselves say is shown by the library that reads them, in a box.
+    for flag, value, reason in [
+        ("--steps", "0", "steps=0: must be at least 1"),
+        ("--sequence-length", "4000", "block_size=1024"),
+        ("--stepz", "5", "--stepz"),
+    ]:
+        assert command(flag, value) == 2
+        assert reason in capsys.readouterr().err
+    left = {path.name for path in here.iterdir()}
+    assert left == {"text.txt", "latin.txt", "short.txt", "there", "there.csv"}
+
+
+def test_a_run_its_files_and_what_follows_it(here, capsys):
+    """Train, go on, and meet the errors that need a checkpoint."""
+    assert command("--steps", "6", "--checkpoint-interval", "2", "--keep", "1") == 0
+    said = capsys.readouterr().out
+    assert "saved checkpoint_step_2" in said
+    assert said.strip().endswith("saved checkpoint")
+    folders = {path.name for path in here.iterdir()}
+    assert folders == {"text.txt", "checkpoint", "checkpoint_step_4", "checkpoint.csv"}
+    rows = numbers(here / "checkpoint.csv")
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4", "5", "6"]
+    assert rows[4]["held_out_loss"]
+    assert rows[6]["held_out_loss"]
+    assert not rows[6]["loss"]
+
+    # Steps are counted from the beginning.
+    reason = "--steps 6: counts from the run's beginning, and checkpoint has made 6"
+    assert reason in refused(capsys, "--ckpt", "checkpoint", "--save", "b")
+    shape = ("--ckpt", "checkpoint", "--save", "b", "--preset", "135M", "--steps", "9")
+    assert "preset='135M': the run in checkpoint was begun with 'tiny'" in refused(capsys, *shape)
+    Path("text.txt").write_text(WORDS.replace("rain", "hail"), "utf-8")
+    assert "begun with another text" in refused(
+        capsys, "--ckpt", "checkpoint", "--save", "b", "--steps", "9"
+    )
+    Path("text.txt").write_text(WORDS, "utf-8")
+    assert not list(here.glob("b*"))
+
+    # A finished run goes on at the schedule's minimum.
+    assert command("--ckpt", "checkpoint", "--save", "b", "--steps", "8") == 0
+    more = numbers(here / "b.csv")
+    assert [row["step"] for row in more] == ["6", "7", "8"]
+    assert {float(row["learning_rate"]) for row in more[:2]} == {3e-5}
+
+    # Too large a step: weights that are no numbers any more, said with the last good checkpoint.
+    wild = ("--learning-rate", "1e36", "--warmup-steps", "0", "--steps", "12")
+    line = refused(capsys, "--ckpt", "b", "--save", "c", *wild, "--no-lr-schedule")
+    assert "not finite" in line
+    assert line.endswith("the last checkpoint is b")
+    assert "there is no checkpoint yet" in refused(capsys, "--save", "d", *wild)
+    assert not (here / "c").exists()
+    assert not (here / "d").exists()
+
+
+def has_begun(save: str, process: subprocess.Popen) -> bool:
+    """Say whether a run in another process has made a few steps."""
+    assert process.poll() is None, "it ended on its own"
+    table = Path(f"{save}.csv")
+    return table.exists() and table.read_text("utf-8").count("\n") > 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(here):
+    steps = ["--steps", "60", "--dropout", "0.1", "--accumulate", "2"]
+    start = [sys.executable, "-m", "smol_scratch", *SMALL, "--text", "text.txt", *steps]
+    signals = {"one": signal.SIGINT, "other": signal.SIGTERM}
+    processes = {
+        save: subprocess.Popen([*start, "--save", save], stdout=subprocess.PIPE, text=True)
+        for save in signals
+    }
+    try:
+        waiting, patience = set(signals), time.monotonic() + 100
+        while waiting:
+            assert time.monotonic() < patience, "no step was made"
+            time.sleep(0.01)
+            for save in sorted(waiting):
+                if has_begun(save, processes[save]):
+                    processes[save].send_signal(signals[save])
+                    waiting.remove(save)
+        said = {save: process.communicate(timeout=60)[0] for save, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+    assert command(*steps, "--save", "straight") == 0
+    expected = rows("straight")
+    assert [row[0] for row in expected] == [str(step) for step in range(61)]
+    for save, number in signals.items():
+        assert processes[save].returncode == 128 + number
+        line = r"interrupted; saved (\S+)\. To go on: --ckpt \1$"
+        (folder,) = re.findall(line, said[save], re.MULTILINE)
+        assert command("--ckpt", folder, "--save", save) == 0  # the recipe is the checkpoint's
+        assert rows(save) == expected
+        for file in ("model.safetensors", "optimizer.safetensors", "generators.safetensors"):
+            assert (here / save / file).read_bytes() == (here / "straight" / file).read_bytes()
+
+
+def rows(save: str) -> list[list[str]]:
+    """Return what is exact in a run's metrics: all but the speed."""
+    exact = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm")
+    return [[row[name] for name in exact] for row in numbers(Path(f"{save}.csv"))]
