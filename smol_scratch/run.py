@@ -316,12 +316,15 @@ def say_start(
     sizes = f"{config.batch_size} × {config.sequence_length}"
     if config.accumulate * state.world_size > 1:
         sizes += f" × {config.accumulate} accumulated × {state.world_size} process(es)"
-    text = "none" if held_out is None else f"{len(held_out):,} tokens"
-    used = 0 if state.held_out is None else state.held_out.shape[0] * (state.held_out.shape[1] - 1)
     say(f"model: {config.preset}, {count:,} parameters, on {state.device}")
     say(f"products in {state.precision.dtype}: {state.precision.reason}")
     say(f"text: {len(tokens):,} tokens, {state.loader.batches_per_pass} batches of {sizes} a pass")
-    say(f"held out: {text}, of which {used:,} are looked at every {config.eval_interval} steps")
+    if held_out is None or state.held_out is None:
+        say("held out: nothing, so nobody will know what it learns by heart (see --held-out)")
+    else:
+        used = state.held_out[:, 1:].numel()
+        every = f"{used:,} are looked at every {config.eval_interval} steps"
+        say(f"held out: {len(held_out):,} tokens, of which {every}")
     say(f"steps {state.step} → {config.steps}")
 
 
