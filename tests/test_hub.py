@@ -341,7 +341,7 @@ def test_the_wheels_weights_are_never_called_the_base_model(
     read = []
     model = make()
     monkeypatch.setattr(
-        hub, "_read_gguf", lambda path: read.append(path) or (TINY, model.state_dict())
+        hub, "_read_gguf", lambda path: read.append(path) or (TINY, model.state_dict(), None)
     )
     assert load_pretrained().source == real_model.source
     assert capsys.readouterr().out == f"weights: {real_model.source}\n"

@@ -28,6 +28,7 @@ from smol_scratch import (
     load_tokenizer,
     to_transformers,
 )
+from smol_scratch.generation import chat_prompt
 from smol_scratch.hub import load_walkthrough_checkpoint, write_model_files
 from smol_scratch.sharing import export_gguf, export_pretrained, push_to_hub
 from tests.checks import SMALL, randomise
@@ -210,7 +211,28 @@ def test_real_weights_make_the_round_trip(real_model, tokenizer, tmp_path):
         assert torch.equal(logits, to_transformers(real_model)(ids).logits)
         torch.testing.assert_close(logits, real_model(ids)[0], rtol=1e-4, atol=1e-3)
     assert tokenizer.decode([logits[0, -1].argmax()]) == " Paris"
-    assert same_weights(load_pretrained(folder, quiet=True), real_model)
+    again = load_pretrained(folder, quiet=True)
+    assert same_weights(again, real_model)
+    assert again.chat_template == real_model.chat_template
+
+
+def test_weights_that_answer_keep_their_chat_template(real_model, tokenizer, tmp_path):
+    """In a folder and in a GGUF file: the prompt is ours, and an answer ends with its turn."""
+    model = make()
+    model.chat_template = real_model.chat_template
+    folder = export_pretrained(model, tmp_path / "answers", tokenizer=tokenizer)
+    theirs = auto_tokenizer(folder)
+    for question in ("Why?", [{"role": "system", "content": "Be brief."},
+                              {"role": "user", "content": "a  1"}]):  # fmt: skip
+        turns = [{"role": "user", "content": question}] if question == "Why?" else question
+        ids = theirs.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+        assert ids == chat_prompt(tokenizer, question)
+    answers_end = tokenizer.special_tokens["<|im_end|>"]
+    assert theirs.eos_token_id == answers_end
+    assert auto_model(folder).generation_config.eos_token_id == answers_end
+    path = export_gguf(model, tmp_path / "answers.gguf", tokenizer=tokenizer)
+    assert load_pretrained(path, quiet=True).chat_template == model.chat_template
+    assert gguf_format.GGUFReader(path).fields["tokenizer.ggml.eos_token_id"].contents() == answers_end
 
 
 # All or nothing
