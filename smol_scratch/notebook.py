@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import logging
+import math
 import os
 import re
 import sys
@@ -77,9 +78,11 @@ def compare(label: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def magnitude(difference: float) -> str:
-    """Say how large a difference is: "largest difference: below 1e-06", or 0."""
+    """Say how large a difference is: "largest difference: below 1e-06", 0, inf or nan."""
     if difference == 0:
         return "largest difference: 0"
+    if not math.isfinite(difference):
+        return f"largest difference: {difference}"
     exponent = next(e for e in range(-45, 40) if difference < 10.0**e)
     return f"largest difference: below 1e{exponent:+03d}"
 

@@ -48,7 +48,7 @@ from smol_scratch.fast import (
 B, T = 4, 256
 CONFIG = SmolLM2Config()
 STEPS = 2  # in one turn
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "data" / "records"
 
 
 class Variant(NamedTuple):
@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ladder", action="store_true", help="what each change brought")
     parser.add_argument("--skip-compiled", action="store_true")
-    parser.add_argument("--write", action="store_true", help="keep the result under data/")
+    parser.add_argument("--write", action="store_true", help="keep the result in data/records/")
     options = parser.parse_args()
     variants = LADDER if options.ladder else [USER, EAGER, COMPILED, HONEST, LIMIT]
     if options.skip_compiled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from smol_scratch.generation import (
     Step,
     apply_temperature,
     chat_prompt,
+    fast_logits,
     filter_logits,
     generate,
     keep_min_p,
@@ -538,6 +540,23 @@ def test_compiled_decoding_in_bfloat16_is_as_exact_as_the_plain_one(model):
     # Both round the same sums, in another order: neither is nearer to the truth. The compiled one
     # keeps more in float32 (scores, attention), so it may be nearer, and must not be much further.
     assert 0 < ours < 1.1 * plain
+
+
+def test_fast_logits_in_bfloat16_are_as_exact_as_the_plain_ones(model):
+    half = SmolLM2(dataclasses.replace(model.config, tie_embeddings=False)).eval()
+    randomise(half)
+    half = half.bfloat16().requires_grad_(False)
+    plain, ours = errors_in_bfloat16(half, partial(fast_logits, half))
+    assert 0 < ours < 1.1 * plain  # as above: the same sums in another order
+    assert torch._C._get_mkldnn_enabled()  # the switch is back where it was
+
+
+def test_fast_logits_are_the_plain_ones_where_no_vector_is_multiplied_in_bfloat16(model):
+    caches = [KVCache(model.config, max_length=8) for _ in range(2)]
+    with torch.inference_mode():
+        for ids in (torch.tensor([[1, 2, 3]]), torch.tensor([[4]])):
+            plain, ours = next_logits(model, ids, caches[0]), fast_logits(model, ids, caches[1])
+            assert torch.equal(plain, ours)
 
 
 def test_a_full_cache_is_an_error_of_the_compiled_decoder_too(model, compiled):

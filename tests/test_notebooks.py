@@ -183,6 +183,13 @@ def test_definitions_are_the_packages(path):
         ("07_dataset", "BytePairEncoding"),
         ("07_dataset", "DataLoaderLite"),
         ("08_parameters", "parameters"),
+        ("10_training", "cosine"),
+        ("10_training", "warmup_stable_decay"),
+        ("11_generation", "apply_temperature"),
+        ("11_generation", "keep_top_k"),
+        ("11_generation", "keep_top_p"),
+        ("11_generation", "keep_min_p"),
+        ("11_generation", "penalise_repetition"),
     ],
 )
 def test_notebook_derives(stem, name):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smol_scratch import accounting, run
+from smol_scratch import accounting, assets, run
 from smol_scratch.__main__ import main
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.model import SmolLM2
@@ -37,8 +37,7 @@ from smol_scratch.training import (
     train_step,
 )
 
-ROOT = Path(__file__).parent.parent
-LOG = list(csv.DictReader((ROOT / "data" / "description_log.csv").open(encoding="utf-8")))
+LOG = list(csv.DictReader((assets.records() / "description_log.csv").open(encoding="utf-8")))
 
 # A model that makes a step in some milliseconds, and a text of five batches of 2 × 8 a pass.
 SHAPE = SmolLM2Config(

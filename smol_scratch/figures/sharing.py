@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -19,7 +18,7 @@ _COLOUR_OF = {
     "q": "query",
     "k": "key",
     "v": "value",
-    "o": "attention",
+    "o": "other",
     "gate": "gate",
     "up": "up",
     "down": "down",
@@ -176,21 +175,19 @@ def sizes(gigabytes: Mapping[str, Mapping[str, float]], memories: Mapping[str, f
         memories: label to GB.
     """
     figure, ax = new_figure(figsize=(7.3, 4.0))
-    looks: Sequence[tuple[str, Any]] = (
-        ("residual", ""), ("attention", ""), ("up", ".."), ("key", "//"),
-    )  # fmt: skip
+    looks = (("residual", "s"), ("attention", "o"), ("up", "^"), ("key", "D"))
     models = list(next(iter(gigabytes.values())))
     height = 0.8 / len(gigabytes)
-    for j, ((label, by_model), (colour, hatch)) in enumerate(
+    for j, ((label, by_model), (colour, marker)) in enumerate(
         zip(gigabytes.items(), looks, strict=True)
     ):
         y = [i + (j - (len(gigabytes) - 1) / 2) * height for i in range(len(models))]
         values = [by_model[model] for model in models]
-        ax.barh(y, values, height=0.92 * height, color=COLOURS[colour], hatch=hatch,
-                edgecolor="white", linewidth=0.5, label=label)  # fmt: skip
+        # Points, not bars: on a logarithmic axis the length of a bar means nothing.
+        ax.plot(values, y, marker, color=COLOURS[colour], markersize=7, label=label)
         for value, at in zip(values, y, strict=True):
             ax.text(
-                1.04 * value,
+                1.12 * value,
                 at,
                 f"{value:.2f}",
                 va="center",
