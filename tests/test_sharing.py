@@ -232,7 +232,8 @@ def test_weights_that_answer_keep_their_chat_template(real_model, tokenizer, tmp
     assert auto_model(folder).generation_config.eos_token_id == answers_end
     path = export_gguf(model, tmp_path / "answers.gguf", tokenizer=tokenizer)
     assert load_pretrained(path, quiet=True).chat_template == model.chat_template
-    assert gguf_format.GGUFReader(path).fields["tokenizer.ggml.eos_token_id"].contents() == answers_end
+    written = gguf_format.GGUFReader(path).fields
+    assert written["tokenizer.ggml.eos_token_id"].contents() == answers_end
 
 
 # All or nothing
