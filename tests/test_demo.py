@@ -229,6 +229,7 @@ def test_a_written_space_starts_and_answers(tmp_path, tokenizer):
         "GRADIO_SERVER_PORT": str(port),
         "SMOL_SCRATCH_DATA": str(tmp_path / "nothing"),
         "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",  # the address is read while the page is served
     }
     command = [sys.executable, "app.py"]
     with subprocess.Popen(
