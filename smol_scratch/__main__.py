@@ -14,7 +14,7 @@ import tyro
 from smol_scratch import accounting, assets
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.hub import load_pretrained
-from smol_scratch.tokenizer import load_tokenizer
+from smol_scratch.tokenizer import tokenizer_for
 from smol_scratch.training import TrainingConfig
 
 NAME = "python -m smol_scratch"
@@ -77,7 +77,7 @@ def generate(
     """
     from smol_scratch import generation
 
-    model, tokenizer = load_pretrained(ckpt, quiet=True), load_tokenizer()
+    model, tokenizer = load_pretrained(ckpt, quiet=True), tokenizer_for(ckpt)
     print(f"weights: {model.source}", file=sys.stderr)
     model.to(getattr(torch, dtype))
     asked = chat == "yes" or (chat == "auto" and model.chat_template is not None)
@@ -141,7 +141,7 @@ def export(
         raise ValueError("export: nothing to write; name --folder, --gguf or --space")
     if push and not folder:
         raise ValueError(f"--push {push}: uploads a model folder; name one with --folder")
-    model, tokenizer = load_pretrained(ckpt), load_tokenizer()
+    model, tokenizer = load_pretrained(ckpt), tokenizer_for(ckpt)
     if folder:
         sharing.export_pretrained(model, folder, tokenizer=tokenizer)
         print(f"wrote {folder}")

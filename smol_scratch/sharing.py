@@ -6,9 +6,7 @@ reads them all.
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,26 +26,6 @@ from smol_scratch.tokenizer import SmolLM2Tokenizer, merges_of
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-
-
-@contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """Yield a name beside ``target`` to write to; what stands there takes its place at the end.
-
-    After an error ``target`` is as it was, and nothing else is left behind.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
-        yield new
-        if target.is_dir():  # a folder with content cannot be renamed over
-            target.replace(old)
-        try:
-            new.replace(target)
-        except OSError:
-            if old.exists():
-                old.replace(target)
-            raise
 
 
 def export_pretrained(
@@ -87,7 +65,7 @@ def export_pretrained(
     if folder.exists() and any(folder.iterdir()) and not (earlier and overwrite):
         remedy = "overwrite=True replaces it" if earlier else "it is no earlier export"
         raise FileExistsError(f"{folder} is not empty: {remedy}; or name another folder")
-    with written_whole(folder) as new:
+    with assets.written_whole(folder) as new:
         new.mkdir()
         write_model_files(
             model.state_dict(),
@@ -201,7 +179,7 @@ def export_gguf(
         except QuantError as error:
             raise ValueError(f"{name} cannot be stored as {dtype}: {error}") from error
         writer.add_tensor(theirs, stored, raw_dtype=kind)
-    with written_whole(path) as new:
+    with assets.written_whole(path) as new:
         try:
             writer.write_header_to_file(new)
             writer.write_kv_data_to_file()

@@ -125,6 +125,21 @@ def load_tokenizer(source: str | Path | None = None) -> SmolLM2Tokenizer:
     return SmolLM2Tokenizer(backend)
 
 
+def tokenizer_for(weights: str | Path | None) -> SmolLM2Tokenizer:
+    """Return the tokenizer stored with weights, or SmolLM2's where they come without one.
+
+    Args:
+        weights: as ``load_pretrained`` takes them.
+
+    Raises:
+        CorruptAssetError: when another tokenizer is stored with them.
+        MissingAssetError: as ``load_tokenizer`` does.
+    """
+    place = None if weights is None else Path(weights)
+    own = place is not None and (place.is_file() or (place / "tokenizer.json").is_file())
+    return load_tokenizer(place if own else None)
+
+
 def vocabulary_sha256(backend: Tokenizer) -> str:
     """Return the SHA-256 of all entries in order and all merges in order, in hexadecimal."""
     entries = backend.get_vocab()

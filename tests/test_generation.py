@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from smol_scratch import KVCache, SmolLM2, SmolLM2Config, to_transformers
+from smol_scratch import KVCache, SmolLM2, SmolLM2Config, generation, to_transformers
 from smol_scratch.fast_decode import CompiledDecoder
 from smol_scratch.generation import (
     Step,
@@ -549,6 +549,28 @@ def test_fast_logits_in_bfloat16_are_as_exact_as_the_plain_ones(model):
     plain, ours = errors_in_bfloat16(half, partial(fast_logits, half))
     assert 0 < ours < 1.1 * plain  # as above: the same sums in another order
     assert torch._C._get_mkldnn_enabled()  # the switch is back where it was
+
+
+def test_two_threads_that_overlap_leave_the_switch_as_it_was():
+    """The one that came first leaves first; who kept what it found would leave oneDNN off."""
+    switch, seen = generation._without_onednn, []
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with switch:
+            entered.set()
+            leave.wait(timeout=60)
+            seen.append(torch._C._get_mkldnn_enabled())
+
+    thread = threading.Thread(target=other)
+    with switch:
+        thread.start()
+        assert entered.wait(timeout=60)
+    assert not torch._C._get_mkldnn_enabled()  # the other is still within
+    leave.set()
+    thread.join()
+    assert seen == [False]
+    assert torch._C._get_mkldnn_enabled()
 
 
 def test_fast_logits_are_the_plain_ones_where_no_vector_is_multiplied_in_bfloat16(model):
