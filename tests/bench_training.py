@@ -40,6 +40,7 @@ from smol_scratch import SmolLM2, SmolLM2Config
 from smol_scratch.accounting import MatrixProduct, matrix_products
 from smol_scratch.fast import (
     FastRMSNorm,
+    FastSmolLM2,
     attention_by_size,
     compile_blocks,
     keep_freed_memory,
@@ -61,13 +62,14 @@ class Variant(NamedTuple):
     fused: bool = False
     grouped: bool = False
     norm: bool = False
+    loss: bool = False
     compiled: str = ""  # "blocks" or "model"
     bf16_residual: bool = False
 
 
 USER = Variant("transformers", theirs=True)
 HONEST = Variant("transformers, memory kept, fused AdamW", theirs=True, keep=True, fused=True)
-EAGER = Variant("ours", keep=True, fused=True, grouped=True, norm=True)
+EAGER = Variant("ours", keep=True, fused=True, grouped=True, norm=True, loss=True)
 COMPILED = EAGER._replace(name="ours, blocks compiled", compiled="blocks")
 LIMIT = Variant("matrix products alone", keep=True)
 
@@ -77,7 +79,8 @@ LADDER = [
     Variant("+ freed memory kept", keep=True),
     Variant("+ fused AdamW", keep=True, fused=True),
     Variant("+ grouped attention", keep=True, fused=True, grouped=True),
-    EAGER._replace(name="+ hand-written norm gradient"),
+    EAGER._replace(name="+ hand-written norm gradient", loss=False),
+    EAGER._replace(name="+ loss a few tokens at a time"),
     COMPILED._replace(name="+ blocks compiled"),
     EAGER._replace(name="aside: bfloat16 residual stream", bf16_residual=True),
     EAGER._replace(name="aside: whole model compiled", compiled="model"),
@@ -114,6 +117,8 @@ def make_step(variant: Variant) -> Callable[[], None]:
                 module.attend = attention_by_size
             elif variant.norm and hasattr(module, "eps"):
                 module.__class__ = FastRMSNorm
+            elif variant.loss and isinstance(module, SmolLM2):
+                module.__class__ = FastSmolLM2
         if variant.bf16_residual:
             model.model.embed_tokens.register_forward_hook(lambda *args: args[-1].bfloat16())
         if variant.compiled == "blocks":

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from smol_scratch import SmolLM2, SmolLM2Config, explicit_attention, fast, fast_attention
-from smol_scratch.fast import FastRMSNorm, accelerate, grouped_attention, restore
+from smol_scratch.fast import FastRMSNorm, FastSmolLM2, accelerate, grouped_attention, restore
 from smol_scratch.model import RMSNorm
 from tests.checks import SMALL, close, largest, nan_max, randomise
 
@@ -175,6 +175,68 @@ def test_under_autocast_the_norm_rounds_as_the_next_product_would():
         assert largest((one - other) / size) <= 4 * torch.finfo(torch.float32).eps
 
 
+# Cross-entropy
+
+ROWS = fast._CrossEntropyFunction.ROWS
+
+
+def scored(function, logits, targets):
+    logits = logits.clone().requires_grad_()
+    loss = function(logits, targets)
+    (3 * loss).backward()
+    return loss.detach(), logits.grad
+
+
+@pytest.mark.parametrize("tokens", [1, ROWS - 1, 2 * ROWS, 2 * ROWS + 5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_cross_entropy_and_its_gradient_are_those_of_the_plain_form(tokens, dtype, ignored):
+    logits = (6 * torch.randn(tokens, 311)).to(dtype)
+    targets = torch.randint(311, (tokens,))
+    if ignored and tokens > 1:
+        targets[::3] = -100
+        logits[::3, 5] = float("-inf")  # whatever stands there must not matter
+    plain = lambda z, y: torch.nn.functional.cross_entropy(z.float(), y)  # noqa: E731
+    loss, gradient = scored(fast._CrossEntropyFunction.apply, logits, targets)
+    expected, plain_gradient = scored(plain, logits, targets)
+    exact, _ = scored(plain, logits.double(), targets)
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    # The noise floor is what float32 loses: each sum of 311 exponentials is rounded.
+    close("loss", abs(loss - expected), max(abs(expected - exact), unit(expected)))
+    # Both round the same float32 numbers to 16 bits: where those differ in their last digit, by
+    # one step of the 16-bit type at most (a number of the type's smallest ones has a fixed step).
+    step = plain_gradient.double().abs() * torch.finfo(dtype).eps + torch.finfo(dtype).tiny
+    assert ((gradient.double() - plain_gradient.double()).abs() <= step).all()
+
+
+def test_the_cross_entropys_gradient_agrees_with_finite_differences():
+    logits = torch.randn(ROWS + 3, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(7, (ROWS + 3,))
+    targets[1] = -100
+    assert torch.autograd.gradcheck(fast._CrossEntropyFunction.apply, (logits, targets))
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_quick_model_returns_and_refuses_what_the_plain_one_does(bf16):
+    plain = tiny(n_layer=1)
+    quick = copy.deepcopy(plain)
+    quick.__class__ = FastSmolLM2
+    idx = torch.randint(311, (2, 9))
+    for targets in (None, idx.roll(-1, 1)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            (logits, loss), (same, other) = quick(idx, targets), plain(idx, targets)
+        assert torch.equal(logits, same)
+        assert (loss is None) == (other is None) == (targets is None)
+    if bf16:
+        close("loss", abs(loss - other), unit(other))
+    else:
+        assert torch.equal(loss, other)
+    for wrong in (idx[:, 1:], idx[0]):
+        with pytest.raises(ValueError, match="targets of shape"):
+            quick(idx, wrong)
+
+
 # The model
 
 
@@ -209,7 +271,9 @@ def test_switched_off_again_nothing_is_left(monkeypatch):
     assert list(model.state_dict()) == names
     assert all(type(m) is FastRMSNorm for m in model.modules() if isinstance(m, RMSNorm))
     assert all(block.self_attn.attend is fast.attention_by_size for block in model.model.layers)
+    assert type(model) is FastSmolLM2
     restore(model)
+    assert type(model) is SmolLM2
     assert repr(model) == shown
     assert not any(isinstance(m, FastRMSNorm) for m in model.modules())
     torch.manual_seed(2)
@@ -227,6 +291,7 @@ def test_elsewhere_than_on_a_cpu_the_plain_forms_stay():
     with torch.device("meta"):
         model = tiny()
     assert accelerate(model) == []
+    assert type(model) is SmolLM2
     assert not any(isinstance(m, FastRMSNorm) for m in model.modules())
     assert all(block.self_attn.attend is fast_attention for block in model.model.layers)
 

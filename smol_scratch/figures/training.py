@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from smol_scratch.figures.style import COLOURS, new_figure
 
@@ -170,22 +171,26 @@ def full_run(
 
 
 def learned_by_heart(
-    copied: Mapping[int, float], levels: Mapping[str, float], at_least: int
+    copied: Mapping[str, Mapping[int, float]], levels: Mapping[str, float], at_least: int
 ) -> Figure:
-    """Draw the share of sampled tokens that are copied from the training text.
+    """Draw the share of the tokens that runs wrote which is copied from their training text.
 
     Args:
-        copied: step to the share.
+        copied: run to (step to the share).
         levels: label to the share in other texts, as horizontal lines.
-        at_least: shortest run that counts, in tokens.
+        at_least: shortest run of tokens that counts as copied.
     """
-    figure, ax = new_figure(figsize=(7.2, 3.2))
-    ax.plot(list(copied), list(copied.values()), "o-", color=_TRAINED)
+    figure, ax = new_figure(figsize=(7.2, 3.4))
+    for (label, shares), (colour, style) in zip(copied.items(), _LOOKS, strict=False):
+        ax.plot(list(shares), list(shares.values()), marker="o", linestyle=style,
+                color=COLOURS[colour], label=label)  # fmt: skip
     for label, value in levels.items():
-        _level(ax, max(copied), value, label)
-    ax.set(xlabel="step", ylim=(0, 1), ylabel=f"share in runs of {at_least}+\ncopied tokens")
-    ticks = [0, 0.25, 0.5, 0.75, 1]
-    ax.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+        _level(ax, max(max(shares) for shares in copied.values()), value, label)
+    top = max(*levels.values(), *(max(shares.values()) for shares in copied.values()))
+    share = f"share in runs of {at_least}+\ncopied tokens"
+    ax.set(xlabel="step", ylim=(0, 1.25 * top), ylabel=share)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.legend(fontsize=9, loc="upper left")
     return figure
 
 
