@@ -27,9 +27,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-# Threads that wait must not spin: they would take the cores from the variant whose turn it is.
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-os.environ["GOMP_SPINCOUNT"] = "0"
+# Threads wait as PyTorch's do unless told otherwise: they spin for a moment, then sleep. That they
+# sleep at once (the Makefile's wish for tests) makes small operations slower; that they never do
+# would take the cores from the variant whose turn it is.
+os.environ.pop("OMP_WAIT_POLICY", None)
+os.environ.pop("GOMP_SPINCOUNT", None)
 
 import torch
 import torch.nn as nn

@@ -1,13 +1,15 @@
 """The README's numbers, commands and samples are those of the repository."""
 
+import csv
 import re
+import statistics
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
-from smol_scratch import SmolLM2Config, accounting, corpus, notebook
+from smol_scratch import SmolLM2Config, accounting, assets, corpus, notebook
 from tests.checks import CHECKS
 from tests.planted_bugs import BUGS
 
@@ -32,6 +34,43 @@ def test_numbers_come_from_functions():
     assert f"{len(BUGS)} bugs against {len(CHECKS)} checks" in README
     lines = len((ROOT / "smol_scratch" / "model.py").read_text().splitlines())
     assert f"{round(lines, -1)} lines" in README
+
+
+def record(name):
+    lines = (assets.records() / name).read_text("utf-8").splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("135M from scratch", "full_run"),
+        ("13M from scratch", "tenth_run"),
+        ("135M, released weights", "finetuned_run"),
+    ],
+)
+def test_the_table_of_long_runs_is_what_the_records_say(label, name):
+    rows = record(f"{name}.csv")
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    looks = {int(r["step"]): float(r["held_out_loss"]) for r in rows if r["held_out_loss"]}
+    best, end = min(looks, key=looks.get), max(looks)
+    recent = statistics.mean(losses[-100:])
+    assert (
+        f"| {label} | {len(losses):,} | {recent:.2f} | {looks[best]:.2f} (step {best:,}) "
+        f"| {looks[end]:.2f} (step {end:,}) |"
+    ) in README
+
+
+def test_the_speed_of_training_is_what_was_measured():
+    seconds = {row["variant"]: float(row["s_per_step"]) for row in record("training_speed.csv")}
+    theirs, ours = seconds["transformers"], seconds["ours"]
+    compiled, limit = seconds["ours, blocks compiled"], seconds["matrix products alone"]
+    given = seconds["transformers, memory kept, fused AdamW"] / ours
+    assert (
+        f"{theirs / ours:.2f} × its speed, with compiled blocks {theirs / compiled:.2f} ×; "
+        f"{given:.2f} × when it is given the same allocator setting and fused optimizer; "
+        f"{limit / ours:.0%} and {limit / compiled:.0%} of what the matrix products alone"
+    ).replace("%", " %") in README
 
 
 def test_every_notebook_is_listed():

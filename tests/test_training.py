@@ -736,3 +736,38 @@ def rows(save: str) -> list[list[str]]:
     """Return what is exact in a run's metrics: all but the speed."""
     exact = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm")
     return [[row[name] for name in exact] for row in numbers(Path(f"{save}.csv"))]
+
+
+# The records of long runs
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("full_run", TrainingConfig(steps=5050, schedule_steps=5000)),
+        ("tenth_run", TrainingConfig(preset="13M")),
+        (
+            "finetuned_run",
+            TrainingConfig(
+                steps=300,
+                warmup_steps=20,
+                learning_rate=1e-4,
+                min_learning_rate=1e-5,
+                eval_interval=20,
+            ),
+        ),
+    ],
+)
+def test_a_record_has_every_step_of_the_run_that_it_claims(name, config):
+    made = numbers(assets.records() / f"{name}.csv")
+    steps = [row for row in made if row["loss"]]
+    assert [int(row["step"]) for row in steps] == list(range(len(steps)))
+    for row in steps:
+        expected = config.learning_rate_at(int(row["step"]))
+        assert float(row["learning_rate"]) == pytest.approx(expected, rel=1e-5)  # six digits
+        looked = int(row["step"]) % config.eval_interval == 0
+        assert bool(row["held_out_loss"]) == looked
+    if name != "full_run":  # which may still be on its way
+        assert len(steps) == config.steps
+        assert int(made[-1]["step"]) == config.steps
+        assert made[-1]["held_out_loss"]
