@@ -98,7 +98,7 @@ def test_launch_takes_the_tokenizer_beside_the_weights(tmp_path, tokenizer, monk
     built: list[Any] = []
     monkeypatch.setattr(demo, "build", lambda *given: built.append(given))
     monkeypatch.setattr(demo, "serve", lambda *_, **options: built.append(options))
-    monkeypatch.setattr(demo, "load_tokenizer", lambda source: built.append(source))
+    monkeypatch.setattr(demo, "tokenizer_for", lambda ckpt: built.append(ckpt))
     model = small_model()
     model.chat_template = "{{ messages }}"  # type: ignore[assignment]
     export_pretrained(model, tmp_path / "mine", tokenizer=tokenizer)

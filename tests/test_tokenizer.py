@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, pre_tokenizers
 
 from smol_scratch import assets, load_tokenizer
-from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION
+from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, tokenizer_for
 
 # Every digit by itself, also the raised and the broken ones; blanks before a digit stay together.
 TRICKY = {
@@ -138,3 +138,19 @@ def test_a_damaged_tokenizer_is_named(kind, message, tokenizer, gguf, tmp_path):
 def test_a_missing_tokenizer_is_named(tmp_path):
     with pytest.raises(assets.MissingAssetError, match=r"tokenizer\.json: no such file"):
         load_tokenizer(tmp_path)
+
+
+def test_weights_bring_their_own_tokenizer_if_they_have_one(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("smol_scratch.tokenizer.load_tokenizer", asked.append)
+    with_one, without = tmp_path / "with", tmp_path / "without"
+    for folder in (with_one, without):
+        folder.mkdir()
+    (with_one / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for weights in (None, "HuggingFaceTB/SmolLM2-135M", "not_there.gguf", without):
+        tokenizer_for(weights)
+    assert asked == [None] * 4
+    for weights in (with_one, str(with_one), tmp_path / "model.gguf"):
+        tokenizer_for(weights)
+    assert asked[4:] == [with_one, with_one, tmp_path / "model.gguf"]

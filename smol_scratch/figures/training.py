@@ -176,17 +176,19 @@ def learned_by_heart(
     """Draw the share of the tokens that runs wrote which is copied from their training text.
 
     Args:
-        copied: run to (step to the share).
+        copied: run to (step to the share); one without any keeps its place among the colours.
         levels: label to the share in other texts, as horizontal lines.
         at_least: shortest run of tokens that counts as copied.
     """
     figure, ax = new_figure(figsize=(7.2, 3.4))
     for (label, shares), (colour, style) in zip(copied.items(), _LOOKS, strict=False):
-        ax.plot(list(shares), list(shares.values()), marker="o", linestyle=style,
-                color=COLOURS[colour], label=label)  # fmt: skip
+        if shares:
+            ax.plot(list(shares), list(shares.values()), marker="o", linestyle=style,
+                    color=COLOURS[colour], label=label)  # fmt: skip
+    drawn = [(step, share) for shares in copied.values() for step, share in shares.items()]
     for label, value in levels.items():
-        _level(ax, max(max(shares) for shares in copied.values()), value, label)
-    top = max(*levels.values(), *(max(shares.values()) for shares in copied.values()))
+        _level(ax, max(step for step, _ in drawn), value, label)
+    top = max(*levels.values(), *(share for _, share in drawn))
     share = f"share in runs of {at_least}+\ncopied tokens"
     ax.set(xlabel="step", ylim=(0, 1.25 * top), ylabel=share)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
