@@ -81,7 +81,10 @@ def main() -> None:
     entries = []
     if config.init is None:
         torch.manual_seed(config.seed)
-        entries.append(record(SmolLM2(config.model_config()).eval(), 0))
+        first = SmolLM2(config.model_config()).eval()
+    else:
+        first = load_pretrained(config.init, quiet=True)
+    entries.append(record(first, 0))
     for step in sorted(folders):
         if step % chosen.every == 0 or step == last:
             entries.append(record(load_pretrained(folders[step], quiet=True), step))

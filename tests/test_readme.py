@@ -46,7 +46,7 @@ def record(name):
     [
         ("135M from scratch", "full_run"),
         ("13M from scratch", "tenth_run"),
-        ("135M, released weights", "finetuned_run"),
+        ("135M, fine-tuned", "finetuned_run"),
     ],
 )
 def test_the_table_of_long_runs_is_what_the_records_say(label, name):

@@ -132,7 +132,7 @@ def small_run(
 def _training_curve(
     ax: Axes, steps: Sequence[int], losses: Sequence[float], window: int, label: str = "training"
 ) -> None:
-    ax.plot(steps, losses, color=_TRAINED, linewidth=0.6, alpha=0.35)
+    ax.plot(steps, losses, color=_TRAINED, linewidth=0.6, alpha=0.35, label=f"{label}, each step")
     if len(losses) >= window:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
         middle = np.asarray(steps[window // 2 :][: len(smooth)])
@@ -146,7 +146,7 @@ def full_run(
     held_out: Mapping[int, float],
     theirs: Sequence[tuple[int, float]],
 ) -> Figure:
-    """Draw the recorded run, its held-out loss, and the description's log over it.
+    """Draw the recorded run, its held-out loss, and the description's log over it, cut at 8 nats.
 
     Args:
         steps: of the recorded training losses.
@@ -159,14 +159,15 @@ def full_run(
     shown = [(step, loss) for step, loss in theirs if step <= max(steps)]
     ax.plot(*zip(*shown, strict=True), "s", color=COLOURS["residual"], markersize=4.5,
             markerfacecolor="none", label="the description's log")  # fmt: skip
-    ax.plot(list(held_out), list(held_out.values()), "-", color=_HELD_OUT, label="held-out plays")
+    ax.plot(list(held_out), list(held_out.values()), ".-", color=_HELD_OUT, label="held-out plays")
     best = min(held_out, key=held_out.__getitem__)
     ax.plot(best, held_out[best], "o", color=_HELD_OUT, markersize=8)
     ax.annotate(f"lowest: {held_out[best]:.2f}", (best, held_out[best]), (0, 14), fontsize=9,
                 textcoords="offset points", color=_HELD_OUT, ha="center",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
-    ax.set(xlabel="step", ylabel="loss (nats a token)", ylim=(0, 11.3))
-    ax.legend(fontsize=9, loc="lower left" if max(steps) > 3000 else "upper right")
+    bottom = max(0.0, min(losses) - 0.5)
+    ax.set(xlabel="step", ylabel="loss (nats a token)", ylim=(bottom, 8))
+    ax.legend(fontsize=9, loc="upper right")
     return figure
 
 
@@ -192,22 +193,24 @@ def learned_by_heart(
     share = f"share in runs of {at_least}+\ncopied tokens"
     ax.set(xlabel="step", ylim=(0, 1.25 * top), ylabel=share)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.legend(fontsize=9, loc="upper left")
+    figure.legend(fontsize=9, loc="outside upper center", ncols=3)
     return figure
 
 
 def held_out_losses(runs: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Draw the held-out loss of several runs against their steps.
+    """Draw the held-out loss of several runs against their steps, the lowest of each as a dot.
 
     Args:
         runs: label to (step to the held-out loss in nats a token).
     """
     figure, ax = new_figure(figsize=(7.2, 3.6))
-    for (label, values), (colour, style) in zip(runs.items(), _LOOKS, strict=False):
-        ax.plot(list(values), list(values.values()), linestyle=style, color=COLOURS[colour],
-                label=label)  # fmt: skip
+    for (label, values), (colour, _), marker in zip(runs.items(), _LOOKS, "osv", strict=False):
+        ax.plot(list(values), list(values.values()), "-", marker=marker, color=COLOURS[colour],
+                markersize=3, linewidth=1.2, label=label)  # fmt: skip
         best = min(values, key=values.__getitem__)
-        ax.plot(best, values[best], "o", color=COLOURS[colour], markersize=7)
+        ax.plot(best, values[best], marker, color=COLOURS[colour], markersize=8)
+        ax.annotate(f"{values[best]:.2f}", (best, values[best]), (0, -15), fontsize=9,
+                    textcoords="offset points", color=COLOURS[colour], ha="center")  # fmt: skip
     low = min(min(values.values()) for values in runs.values())
     ax.set(xlabel="step", ylabel="held-out loss (nats a token)", ylim=(low - 0.4, 8))
     ax.legend(fontsize=9)
