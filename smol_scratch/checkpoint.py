@@ -35,7 +35,7 @@ from smol_scratch.hub import load_pretrained, write_model_files
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.training import TrainingConfig, TrainingState
 
-FORMAT = "smol_scratch checkpoint, version 1"
+FORMAT = "smol_scratch checkpoint, version 2"  # version 1 had no SHA-256 of the state itself
 STATE, OPTIMIZER, GENERATORS = (
     "training_state.json",
     "optimizer.safetensors",

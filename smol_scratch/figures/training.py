@@ -198,7 +198,7 @@ def learned_by_heart(
 
 
 def held_out_losses(runs: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Draw the held-out loss of several runs against their steps, the lowest of each as a dot.
+    """Draw the held-out loss of several runs against their steps, the lowest of each enlarged.
 
     Args:
         runs: label to (step to the held-out loss in nats a token).
