@@ -217,6 +217,33 @@ def held_out_losses(runs: Mapping[str, Mapping[int, float]]) -> Figure:
     return figure
 
 
+def swing(passes: Mapping[str, Mapping[int, float]], plays: Mapping[str, int]) -> Figure:
+    """Draw the held-out loss of one run against the place in its training text, a line a pass.
+
+    Args:
+        passes: label to (batches of the pass that were read to the held-out loss).
+        plays: title to the batch with which it begins.
+    """
+    figure, ax = new_figure(figsize=(7.8, 3.9))
+    for (label, values), (colour, style), marker in zip(
+        passes.items(), _LOOKS, "osv^D", strict=False
+    ):
+        ax.plot(list(values), list(values.values()), linestyle=style, marker=marker, markersize=3,
+                linewidth=1.2, color=COLOURS[colour], label=label)  # fmt: skip
+    end = max(place for values in passes.values() for place in values)
+    starts = [*plays.values(), end]
+    top = max(loss for values in passes.values() for loss in values.values())
+    for number, (title, start) in enumerate(plays.items()):
+        if number % 2:
+            ax.axvspan(start, starts[number + 1], color=COLOURS["residual"], alpha=0.1, linewidth=0)
+        middle = (start + starts[number + 1]) / 2
+        ax.annotate(title, (middle, top + 0.03), rotation=35, fontsize=8, ha="left", va="bottom")
+    ax.set(xlabel="batches of the pass that were read", ylabel="held-out loss (nats a token)",
+           xlim=(0, end), ylim=(None, top + 0.03))  # fmt: skip
+    ax.legend(fontsize=9, loc="upper center")
+    return figure
+
+
 def ladder(rungs: Mapping[str, tuple[float, float]]) -> Figure:
     """Draw speed and memory of a training step, change by change.
 
