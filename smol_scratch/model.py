@@ -129,7 +129,7 @@ def fast_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> T
     Source: ``torch.nn.functional.scaled_dot_product_attention``.
     """
     n_query, n_key = q.shape[2], k.shape[2]
-    # PyTorch's own causal flag counts from the first key: right only where queries are all keys.
+    # PyTorch's own causal flag counts from the first key: right only with as many queries as keys.
     whole = n_query == n_key
     mask = None if whole or n_query == 1 else causal_mask(n_query, n_key, q.device)
     return F.scaled_dot_product_attention(

@@ -82,7 +82,8 @@ def responses(side: Sequence[float], panels: Mapping[str, np.ndarray]) -> Figure
             side, side, surface, levels=[-4, -2, -1, -0.2, 0.2, 1, 2, 4],
             colors="#222222", linewidths=0.8,
         )  # fmt: skip
-        ax.clabel(lines, levels=[-4, -1, -0.2, 0.2, 1, 4], fontsize=8.5, fmt="%g")
+        ax.clabel(lines, levels=[-4, -1, -0.2, 0.2, 1, 4], fontsize=8.5,
+                  fmt=lambda value: f"{value:g}".replace("-", "−"))  # fmt: skip
         ax.set(title=title, xlabel="reading a", aspect="equal")
         ax.grid(visible=False)
     axes[0].set_ylabel("reading b")
