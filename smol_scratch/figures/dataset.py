@@ -75,9 +75,9 @@ def cuts(rows: Mapping[str, Sequence[str]]) -> Figure:
     return figure
 
 
-def fertility_and_zipf(
+def compression_and_zipf(
     merges: Sequence[int],
-    fertility: Mapping[str, Sequence[float]],
+    compression: Mapping[str, Sequence[float]],
     frequencies: Sequence[int],
     vocabulary: int,
 ) -> Figure:
@@ -85,13 +85,13 @@ def fertility_and_zipf(
 
     Args:
         merges: numbers of merges, the first of them 0.
-        fertility: label to characters a token with that many merges; shorter where they end.
+        compression: label to characters a token with that many merges; shorter where they end.
         frequencies: how often each token occurs, most frequent first.
         vocabulary: entries that there are.
     """
     figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.5))
     looks = (("embedding", "-", "o"), ("other", "--", "s"), ("residual", "-.", "^"))
-    for (label, values), (colour, style, mark) in zip(fertility.items(), looks, strict=True):
+    for (label, values), (colour, style, mark) in zip(compression.items(), looks, strict=True):
         left.plot(merges[: len(values)], values, style, marker=mark, markersize=5,
                   color=COLOURS[colour], label=label)  # fmt: skip
     left.set_xscale("symlog", linthresh=30, linscale=0.5)
