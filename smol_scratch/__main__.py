@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -77,7 +78,8 @@ def generate(
     """
     from smol_scratch import generation
 
-    model, tokenizer = load_pretrained(ckpt, quiet=True), tokenizer_for(ckpt)
+    model = load_pretrained(ckpt, quiet=True)
+    tokenizer = tokenizer_for(ckpt, model.config.vocab_size)
     print(f"weights: {model.source}", file=sys.stderr)
     model.to(getattr(torch, dtype))
     asked = chat == "yes" or (chat == "auto" and model.chat_template is not None)
@@ -120,6 +122,7 @@ def export(
     type: Literal["f32", "f16", "q8_0"] = "f32",
     space: Path | None = None,
     push: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a model for others: a Hugging Face folder, a GGUF file, or a Space with the demo.
 
@@ -131,9 +134,11 @@ def export(
         type: of the numbers in the GGUF file.
         space: folder of a Hugging Face Space to write.
         push: hub name to upload --folder to; a new one is private.
+        overwrite: replace what an earlier export wrote to --folder.
 
     Raises:
-        ValueError: when nothing is to be written, or --push has no --folder.
+        ValueError: when nothing is to be written, --push has no --folder, or --space needs gradio
+            and it is not installed.
     """
     from smol_scratch import sharing
 
@@ -141,16 +146,16 @@ def export(
         raise ValueError("export: nothing to write; name --folder, --gguf or --space")
     if push and not folder:
         raise ValueError(f"--push {push}: uploads a model folder; name one with --folder")
-    model, tokenizer = load_pretrained(ckpt), tokenizer_for(ckpt)
+    write_space = import_demo("export --space").write_space if space else None
+    model = load_pretrained(ckpt)
+    tokenizer = tokenizer_for(ckpt, model.config.vocab_size)
     if folder:
-        sharing.export_pretrained(model, folder, tokenizer=tokenizer)
+        sharing.export_pretrained(model, folder, tokenizer=tokenizer, overwrite=overwrite)
         print(f"wrote {folder}")
     if gguf:
         sharing.export_gguf(model, gguf, type, tokenizer=tokenizer)
         print(f"wrote {gguf}")
-    if space:
-        from smol_scratch.demo import write_space
-
+    if space and write_space:
         write_space(model, tokenizer, space)
         print(f"wrote {space}")
     if push and folder:
@@ -169,13 +174,18 @@ def demo(ckpt: str | None = None, host: str = "127.0.0.1", port: int | None = No
     Raises:
         ValueError: when gradio is not installed.
     """
+    import_demo("demo").launch(ckpt, host=host, port=port)
+
+
+def import_demo(what: str) -> ModuleType:
+    """Return the module of the demo page, which needs gradio; ``what`` is for the error."""
     try:
-        from smol_scratch.demo import launch
+        from smol_scratch import demo
     except ImportError as error:
         raise ValueError(
-            f'demo: {error.name} is not installed; `pip install "smol_scratch[demo]"` brings it'
+            f'{what}: {error.name} is not installed; `pip install "smol_scratch[demo]"` brings it'
         ) from error
-    launch(ckpt, host=host, port=port)
+    return demo
 
 
 def fetch_assets() -> None:

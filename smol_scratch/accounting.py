@@ -662,12 +662,18 @@ def peak_flops(name: str, dtype: torch.dtype = torch.bfloat16) -> float:
 def device_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
     """Return the FLOP/s that utilisation is measured against.
 
-    A known card's is its datasheet's. For a processor, and for a card that is not in ``CARDS``, it
-    is the speed of a large square product, measured once: the best of five.
+    A known card's is its datasheet's; float32 products that may be rounded to TF32 run on tensor
+    cores, at half of bfloat16's speed on every card in ``CARDS`` that has them. For a processor,
+    and for a card that is not in ``CARDS``, it is the speed of a large square product, measured
+    once: the best of five.
     """
     if device.type == "cuda":
         with suppress(ValueError):
-            return peak_flops(torch.cuda.get_device_name(device), dtype)
+            name = torch.cuda.get_device_name(device)
+            if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+                with suppress(ValueError):  # before Ampere there is neither bfloat16 nor TF32
+                    return peak_flops(name, torch.bfloat16) / 2
+            return peak_flops(name, dtype)
     size = 2048
     square = torch.ones(size, size, dtype=dtype, device=device)
     best = 0.0

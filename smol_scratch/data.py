@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator
 from copy import copy
@@ -278,7 +279,7 @@ def write_shards(
         content = stored
     for pattern in (".shard-*.npy.*", f".{INDEX}.*"):  # halves that an interruption left
         for stray in folder.glob(pattern):
-            stray.unlink()
+            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     documents = iter(documents)
     done = 0  # documents that are stored
     for number, shard in enumerate(content["shards"]):

@@ -285,7 +285,8 @@ def launch(
     """
     model = load_pretrained(ckpt)
     chat = model.chat_template is not None
-    page = build(model, tokenizer_for(ckpt), str(model.source), chat)
+    tokenizer = tokenizer_for(ckpt, model.config.vocab_size)
+    page = build(model, tokenizer, str(model.source), chat)
     serve(page, host, port, share=share)
 
 

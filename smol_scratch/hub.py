@@ -97,10 +97,12 @@ def config_from_hf(fields: Mapping[str, Any]) -> SmolLM2Config:
     needed = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size"}
     if missing := needed - set(ours):
         raise ValueError(f"fields missing in the configuration: {', '.join(sorted(missing))}")
-    ours.setdefault("n_kv_head", ours["n_head"])
+    if ours.get("n_kv_head") is None:
+        ours["n_kv_head"] = ours["n_head"]
     if ours.get("head_dim") is None:
         ours["head_dim"] = ours["n_embd"] // ours["n_head"]
-    ours.setdefault("tie_embeddings", False)  # Llama's own default
+    ours.setdefault("tie_embeddings", False)  # Llama's own defaults, here and below
+    ours.setdefault("norm_eps", 1e-6)
     for field in ("dropout", "norm_eps", "init_std"):
         if field in ours:
             ours[field] = float(ours[field])
@@ -203,7 +205,10 @@ def _locate(source: str | Path | None) -> tuple[Path, str]:
     if Path(name).suffix == ".gguf" or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise assets.MissingAssetError(f"{source}: no such file or folder")
     if not revision:
-        raise ValueError(f"{name}: name the revision too, as {name}@REVISION, to get fixed weights")
+        raise ValueError(
+            f"{name}: no such folder here. If it is a hub name, name the revision too, as "
+            f"{name}@REVISION, to get fixed weights"
+        )
     label = f"{name} at revision {revision[:7]}"
     if cached := _snapshot(name, revision, local=True):
         return cached, label
@@ -223,7 +228,7 @@ def _snapshot(name: str, revision: str, *, local: bool) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-    wanted += ["tokenizer_config.json", "chat_template.jinja"]
+    wanted += ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
     try:
         folder = Path(
             snapshot_download(
@@ -242,14 +247,17 @@ def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | 
     if not (folder / "config.json").is_file():
         raise assets.MissingAssetError(f"{folder} holds no config.json: not a model folder")
     try:
-        config = config_from_hf(json.loads((folder / "config.json").read_text("utf-8")))
-    except json.JSONDecodeError as error:
-        raise assets.CorruptAssetError(f"{folder / 'config.json'}: {error}") from error
+        fields = json.loads((folder / "config.json").read_text("utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"a JSON object is expected, this is {type(fields).__name__}")
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise assets.CorruptAssetError(f"{folder / 'config.json'} is damaged: {error}") from error
+    config = config_from_hf(fields)
     index = folder / "model.safetensors.index.json"
     if index.is_file():  # a large model is stored in several files
         try:
             files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise assets.CorruptAssetError(f"{index} is damaged: {error!r}") from error
     else:
         files = ["model.safetensors"]
@@ -511,6 +519,8 @@ def write_model_files(
     _write_json(folder / "config.json", config_to_hf(config) | ends | stored)
     _write_json(folder / "generation_config.json", ends)
     if tokenizer is None:
+        if chat_template is not None:
+            (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
         return
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(

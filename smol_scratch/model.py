@@ -252,6 +252,7 @@ class SmolLM2(nn.Module):
 
         Raises:
             ValueError: for a shape, type, length or token number that the model cannot take.
+            IndexError: for a target that is neither a token number nor -100.
         """
         self._check(idx, targets, cache)
         x = self.model.embed_tokens(idx)  # (B, T, C)

@@ -12,6 +12,7 @@ import glob
 import io
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -111,9 +112,12 @@ class MetricsFile:
             OSError: when it cannot be written.
         """
         self.path = path
-        if path.exists() and state.step == 0:
+        config = state.config
+        other = config.ckpt and not config.ckpt.name.startswith(f"{config.save.name}_step_")
+        if path.exists() and (state.step == 0 or (other and not config.metrics)):
             raise ValueError(
-                f"{path} is already there: remove it, or name another file with --metrics"
+                f"{path} is already there: remove it, or name another file with --metrics (or this "
+                "one, to go on with it after a checkpoint)"
             )
         kept = [",".join(Metrics._fields) + "\n"]
         if path.exists():
@@ -182,6 +186,14 @@ def _run(config: TrainingConfig) -> tuple[Path, int | None]:
         raise ValueError(
             f"--save {config.save} is already there: name another folder, or remove it"
         )
+    if config.ckpt is None and (earlier := step_folders(config.save)):
+        last = earlier[max(earlier)]
+        raise ValueError(
+            f"{last} is of an earlier run with this --save: go on with --ckpt {last}, or remove "
+            "it, or name another folder with --save"
+        )
+    if first:
+        remove_leftovers(config.save)
     tokenizer = load_tokenizer()
     tokens, held_out = load_data(config, tokenizer)
     if config.ckpt is None:
@@ -205,8 +217,8 @@ def _consume(
     config = state.config
     say = _say if first else _say_nothing
     path = config.metrics or config.save.with_name(config.save.name + ".csv")
-    metrics = MetricsFile(path, state) if first else None
     tracker = make_tracker(config) if first else None
+    metrics = MetricsFile(path, state) if first else None
     interruption = Interruption(state.world_size)
     begun, saved = state.step, config.ckpt
     with (
@@ -255,16 +267,35 @@ def step_folder(save: Path, step: int) -> Path:
     return save.with_name(f"{save.name}_step_{step}")
 
 
+def step_folders(save: Path) -> dict[int, Path]:
+    """Return the step checkpoints of the run that is saved as ``save``, by their steps."""
+    prefix = f"{save.name}_step_"
+    found = {}
+    for folder in save.parent.glob(f"{glob.escape(prefix)}*"):
+        number = folder.name.removeprefix(prefix)
+        if number.isdecimal() and folder.is_dir():
+            found[int(number)] = folder
+    return found
+
+
+def remove_leftovers(save: Path) -> None:
+    """Remove what this run left half written, or half removed, when it was killed.
+
+    A folder that still holds the checkpoint that was to be replaced is let alone.
+    """
+    # As written_whole and remove_old name them; tempfile adds eight characters of its own.
+    name = re.compile(rf"\.{re.escape(save.name)}(_step_\d+)?(\.removed)?\.[a-z0-9_]{{8}}")
+    for path in save.parent.glob(f".{glob.escape(save.name)}*"):
+        if name.fullmatch(path.name) and path.is_dir() and not (path / "old").exists():
+            shutil.rmtree(path)
+
+
 def remove_old(save: Path, keep: int, step: int) -> None:
     """Remove all step checkpoints up to ``step`` but the latest ``keep``.
 
     Later ones are of an earlier attempt, which went on from an older checkpoint too.
     """
-    steps = {}
-    for folder in save.parent.glob(f"{glob.escape(save.name)}_step_*"):
-        number = folder.name.rpartition("_")[2]
-        if number.isdecimal() and int(number) <= step:
-            steps[int(number)] = folder
+    steps = {number: folder for number, folder in step_folders(save).items() if number <= step}
     for old in sorted(steps)[:-keep]:
         # Under its own name there is never a part of a checkpoint.
         name = steps[old].name
@@ -316,7 +347,7 @@ def say_start(
     sizes = f"{config.batch_size} × {config.sequence_length}"
     if config.accumulate * state.world_size > 1:
         sizes += f" × {config.accumulate} accumulated × {state.world_size} process(es)"
-    say(f"model: {config.preset}, {count:,} parameters, on {state.device}")
+    say(f"model: {config.init or config.preset}, {count:,} parameters, on {state.device}")
     say(f"products in {state.precision.dtype}: {state.precision.reason}")
     say(f"text: {len(tokens):,} tokens, {state.loader.batches_per_pass} batches of {sizes} a pass")
     if held_out is None or state.held_out is None:

@@ -7,6 +7,7 @@ reads them all.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,15 +57,20 @@ def export_pretrained(
         The folder.
 
     Raises:
-        FileExistsError: when the folder holds something, unless it is an earlier export and
-            ``overwrite`` is set.
+        FileExistsError: when the folder holds something, unless it is an earlier export with no
+            other file in it and ``overwrite`` is set.
         ValueError: when the tokenizer does not belong to the model.
     """
     folder = Path(folder).resolve()
-    earlier = (folder / "config.json").is_file()
-    if folder.exists() and any(folder.iterdir()) and not (earlier and overwrite):
-        remedy = "overwrite=True replaces it" if earlier else "it is no earlier export"
-        raise FileExistsError(f"{folder} is not empty: {remedy}; or name another folder")
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    others = [name for name in names if not any(fnmatch(name, shared) for shared in _SHARED)]
+    earlier = "config.json" in names and not others
+    if names and not (earlier and overwrite):
+        remedy = (
+            "--overwrite (overwrite=True) replaces it" if earlier else "it is no earlier export"
+        )
+        held = f", and holds {others[0]}" if others else ""
+        raise FileExistsError(f"{folder} is not empty{held}: {remedy}; or name another folder")
     with assets.written_whole(folder) as new:
         new.mkdir()
         write_model_files(
@@ -129,6 +135,7 @@ def export_gguf(
     Raises:
         ValueError: for another dtype, a matrix that cannot be cut into blocks, or a tokenizer
             that does not belong to the model.
+        IsADirectoryError: when the path is a folder.
 
     Source: llama.cpp's converter and the GGUF specification (ggml-org/ggml, docs/gguf.md).
     """
@@ -144,6 +151,8 @@ def export_gguf(
         raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(kinds)}")
     matrix, file_type = kinds[dtype]
     config, path = model.config, Path(path).resolve()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it, model.gguf say")
     writer = GGUFWriter(None, "llama")
     writer.add_name(path.stem)
     writer.add_file_type(file_type)
@@ -159,8 +168,10 @@ def export_gguf(
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
+    template = getattr(model, "chat_template", None)
+    if template is not None:
+        writer.add_chat_template(template)
     if tokenizer is not None:
-        template = getattr(model, "chat_template", None)
         _add_tokenizer(writer, tokenizer, config.vocab_size, template)
 
     outer = {ours: theirs for theirs, ours in _GGUF_OUTER.items()}
@@ -212,8 +223,6 @@ def _add_tokenizer(
     ends = TEXT_ENDS if chat_template is None else CHAT_ENDS
     writer.add_bos_token_id(ends["bos_token_id"])
     writer.add_eos_token_id(ends["eos_token_id"])
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
     writer.add_unk_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.eos_id)
     writer.add_add_bos_token(False)
@@ -221,7 +230,8 @@ def _add_tokenizer(
 
 
 # What of a folder goes to the hub. A checkpoint's training state stays here.
-_SHARED = ["README.md", "*config.json", "model*.safetensors*", "tokenizer.json", "*.gguf"]
+_SHARED = ["README.md", "*config.json", "model*.safetensors*", "tokenizer.json",
+           "chat_template.jinja", "*.gguf"]  # fmt: skip
 
 
 def push_to_hub(

@@ -55,7 +55,7 @@ class SmolLM2Tokenizer:
         controls = "".join(re.escape(chr(byte)) for byte in sorted(missing) if byte < 0x80)
         leads = [byte - 0xF0 for byte in sorted(missing) if 0xF1 <= byte <= 0xF3]
         planes = "".join(f"{chr(lead << 18)}-{chr((lead + 1 << 18) - 1)}" for lead in leads)
-        self._unencodable = re.compile(f"[{controls}{planes}]") if controls + planes else None
+        self._unencodable = re.compile(f"[{controls}{planes}\ud800-\udfff]")
 
     @property
     def vocab_size(self) -> int:
@@ -73,7 +73,7 @@ class SmolLM2Tokenizer:
         Raises:
             ValueError: for a character that the vocabulary cannot express, naming it.
         """
-        if self._unencodable and (found := self._unencodable.search(text)):
+        if found := self._unencodable.search(text):
             raise ValueError(
                 f"U+{ord(found.group()):04X} at character {found.start()}: SmolLM2's vocabulary "
                 "has no token for its bytes; remove it from the text"
@@ -81,8 +81,15 @@ class SmolLM2Tokenizer:
         return self.backend.encode(text).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of token numbers, special tokens included."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        """Return the text of token numbers, special tokens included.
+
+        Raises:
+            ValueError: for a number that is no token.
+        """
+        numbers = [int(i) for i in ids]
+        if wrong := [i for i in numbers if not 0 <= i < self.vocab_size]:
+            raise ValueError(f"token {wrong[0]}: must lie between 0 and {self.vocab_size - 1}")
+        return self.backend.decode(numbers, skip_special_tokens=False)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Return each token's own piece of text; bytes that are no whole character show as �."""
@@ -99,7 +106,8 @@ def load_tokenizer(source: str | Path | None = None) -> SmolLM2Tokenizer:
 
     Raises:
         CorruptAssetError: when the vocabulary is not SmolLM2's, entry by entry.
-        MissingAssetError: when there is no copy here and the hub cannot be reached.
+        MissingAssetError: when there is no copy here and the hub cannot be reached, or the .gguf
+            file holds no tokenizer.
     """
     path = Path(source) if source is not None else _find()
     if path.is_dir():
@@ -108,9 +116,11 @@ def load_tokenizer(source: str | Path | None = None) -> SmolLM2Tokenizer:
         raise assets.MissingAssetError(f"{path}: no such file; name a tokenizer.json or a .gguf")
     try:
         backend = _from_gguf(path) if path.suffix == ".gguf" else Tokenizer.from_file(str(path))
+        found = vocabulary_sha256(backend)
+    except assets.MissingAssetError:
+        raise
     except Exception as error:  # the library raises bare Exceptions for damaged files
         raise assets.CorruptAssetError(f"{path} cannot be read as a tokenizer: {error}") from error
-    found = vocabulary_sha256(backend)
     if found != VOCABULARY_SHA256:
         raise assets.CorruptAssetError(
             f"{path} does not hold SmolLM2's vocabulary and merges: SHA-256 {found}, expected "
@@ -125,19 +135,36 @@ def load_tokenizer(source: str | Path | None = None) -> SmolLM2Tokenizer:
     return SmolLM2Tokenizer(backend)
 
 
-def tokenizer_for(weights: str | Path | None) -> SmolLM2Tokenizer:
+def tokenizer_for(weights: str | Path | None, vocab_size: int) -> SmolLM2Tokenizer:
     """Return the tokenizer stored with weights, or SmolLM2's where they come without one.
 
     Args:
         weights: as ``load_pretrained`` takes them.
+        vocab_size: entries of their embedding.
 
     Raises:
         CorruptAssetError: when another tokenizer is stored with them.
         MissingAssetError: as ``load_tokenizer`` does.
+        ValueError: when none is, and SmolLM2's has another number of entries.
     """
     place = None if weights is None else Path(weights)
-    own = place is not None and (place.is_file() or (place / "tokenizer.json").is_file())
-    return load_tokenizer(place if own else None)
+    if place is not None and (place.is_file() or (place / "tokenizer.json").is_file()):
+        with contextlib.suppress(assets.MissingAssetError):  # a .gguf file without one
+            return load_tokenizer(place)
+    elif place is not None and not place.exists():  # on the hub
+        name, _, revision = str(weights).partition("@")
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
+        if isinstance(cached, str):
+            return load_tokenizer(cached)
+    tokenizer = load_tokenizer()
+    if tokenizer.vocab_size != vocab_size:
+        raise ValueError(
+            f"{weights}: comes without a tokenizer, and its {vocab_size:,} entries are not those "
+            f"of SmolLM2's, {tokenizer.vocab_size:,}; put its tokenizer.json beside the weights"
+        )
+    return tokenizer
 
 
 def vocabulary_sha256(backend: Tokenizer) -> str:
@@ -178,6 +205,8 @@ def _from_gguf(path: Path) -> Tokenizer:
     from gguf import GGUFReader, TokenType
 
     fields = GGUFReader(path).fields
+    if "tokenizer.ggml.tokens" not in fields:
+        raise assets.MissingAssetError(f"{path} holds no tokenizer; name a tokenizer.json")
     entries = fields["tokenizer.ggml.tokens"].contents()
     types = fields["tokenizer.ggml.token_type"].contents()
     special = [e for e, kind in zip(entries, types, strict=True) if kind == TokenType.CONTROL]

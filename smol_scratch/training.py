@@ -148,7 +148,23 @@ class TrainingConfig:
             raise ValueError(f"beta1={self.beta1}, beta2={self.beta2}: must be in [0, 1)")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out={self.held_out}: must be at least 0 and below 1")
-        if self.sequence_length > self.block_size:
+        if self.decay_steps is not None:
+            if self.schedule != "wsd":
+                raise ValueError(f"decay_steps={self.decay_steps}: only schedule='wsd' has a decay")
+            total = self.schedule_steps or self.steps
+            if self.warmup_steps + self.decay_steps > total:
+                raise ValueError(
+                    f"warmup_steps={self.warmup_steps}, decay_steps={self.decay_steps}: together "
+                    f"longer than the schedule of {total} steps"
+                )
+        if self.init is not None:
+            for name in ("preset", "block_size", "init_std"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r}: the weights of init={self.init!r} have "
+                        "their own; leave it out"
+                    )
+        elif self.sequence_length > self.block_size:
             raise ValueError(
                 f"sequence_length={self.sequence_length}: the model takes at most "
                 f"block_size={self.block_size}; lower the one or raise the other"
@@ -199,7 +215,8 @@ def find_hardware(device: torch.device) -> Hardware:
         name = torch.cuda.get_device_name(device)
         return Hardware("cuda", name, torch.cuda.get_device_capability(device))
     if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
+        # PyTorch before 2.11 cannot be asked.
+        has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         bf16 = any(has.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
         return Hardware("cpu", f"{has.get('cpu_name', 'CPU')}", bf16=bf16)
     return Hardware(device.type, device.type)
@@ -339,8 +356,17 @@ class TrainingState:
 
         torch.set_float32_matmul_precision("high")
         torch.manual_seed(config.seed)
-        if model is None:
-            model = load_pretrained(config.init) if config.init else SmolLM2(config.model_config())
+        if model is None and config.init:
+            model = load_pretrained(config.init)
+            model.config = replace(model.config, dropout=config.dropout)
+            for block in model.model.layers:  # type: ignore[union-attr]
+                block.self_attn.attn_dropout.p = config.dropout
+        elif model is None:
+            model = SmolLM2(config.model_config())
+        if config.sequence_length > (longest := model.config.block_size):
+            raise ValueError(
+                f"sequence_length={config.sequence_length}: these weights take at most {longest}"
+            )
         model.to(device)
         if world_size > 1:
             torch.manual_seed(config.seed + rank)  # each process drops other weights

@@ -19,6 +19,7 @@ from smol_scratch.accounting import (
     chinchilla_tokens,
     counted_flops,
     counted_parameters,
+    device_peak,
     find_card,
     kv_cache_bytes,
     masked_flops,
@@ -323,6 +324,20 @@ def test_every_card(name):
     assert 1.9 < card.fp16 / card.fp32 <= 33  # tensor cores are faster; thirty times at most
     for device in card.device_names:
         assert find_card(device) is card
+
+
+@pytest.mark.parametrize(
+    ("card", "allowed", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "highest", 19.5e12),
+        ("NVIDIA A100-SXM4-80GB", "high", 156e12),  # its datasheet's TF32
+        ("Tesla T4", "high", 8.1e12),  # which has no TF32
+    ],
+)
+def test_a_cards_float32_is_tf32_where_that_is_allowed(card, allowed, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: allowed)
+    assert device_peak.__wrapped__(torch.device("cuda", 0), torch.float32) == peak
 
 
 def test_known_peaks_are_dense():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -124,6 +126,42 @@ def test_data_folder(monkeypatch, tmp_path):
     assert assets.data_dir().name == "smol_scratch"
     monkeypatch.setenv("SMOL_SCRATCH_DATA", str(tmp_path / "mine"))
     assert assets.data_dir() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HTTPS_PROXY", "http://proxy:3128"), ("HF_ENDPOINT", "https://mirror")]
+)
+def test_behind_a_proxy_only_the_download_itself_can_know(name, value, monkeypatch, tries):
+    assert not assets.can_reach("huggingface.co")
+    assert len(tries) == 1
+    monkeypatch.setenv(name, value)
+    assert assets.can_reach("huggingface.co")
+    assert len(tries) == 1
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("three years")
+    with pytest.raises(IsADirectoryError, match="folder is a folder, and a file was to be written"):
+        assets.write_atomically(tmp_path / "folder", b"")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "thesis.txt"]
+
+
+def test_an_interruption_between_the_two_renamings_loses_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").touch()
+    replace, calls = os.replace, itertools.count()
+
+    def interrupted(*paths):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), assets.written_whole(folder) as new:
+        new.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ The functions that lose something (``LOSSES``) are also what notebook 10 breaks 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import itertools
@@ -453,6 +454,7 @@ def test_a_folder_that_is_no_checkpoint(good, tmp_path):
         ({"dropout": 0.3}, "dropout=0.3: .* begun with 0.1, which cannot change; leave it out"),
         ({"seed": 1}, "seed=1: .* begun with 1337"),
         ({"held_out": 0.5}, "held_out=0.5"),
+        ({"decay_matrices_only": True}, "decay_matrices_only=True: .* begun with False"),
         ({"batch_size": 5}, "no batch of 40 tokens begins there"),
     ],
 )
@@ -460,6 +462,16 @@ def test_a_recipe_that_does_not_go_with_the_checkpoint(good, changes, reason):
     before = read_state(good)["config"]
     with pytest.raises(ValueError, match=reason):
         load_checkpoint(good, TOKENS, config=type(before)(**{**vars(before), **changes}))
+
+
+def test_settings_of_adamw_can_change_on_the_way(good):
+    before = read_state(good)["config"]
+    changes = {"weight_decay": 0.0, "beta1": 0.8, "beta2": 0.9}
+    state = load_checkpoint(good, TOKENS, config=dataclasses.replace(before, **changes))
+    [group] = state.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"]) == (0.0, (0.8, 0.9))
+    [group] = load_checkpoint(good, TOKENS).optimizer.param_groups
+    assert (group["weight_decay"], group["betas"]) == (before.weight_decay, (0.9, 0.95))
 
 
 def test_another_text_is_refused(good):

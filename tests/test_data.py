@@ -294,7 +294,9 @@ def test_an_interrupted_writer_goes_on(tmp_path, folder, monkeypatch, broken_wri
 
     def fail_once(path, content):
         if next(writes) == broken_write:
-            (path.parent / f".{path.name}.half").write_bytes(content[: len(content) // 2])
+            half = path.parent / f".{path.name}.ab12_xyz"  # a folder, as written_whole makes them
+            half.mkdir()
+            (half / "new").write_bytes(content[: len(content) // 2])
             raise OSError("the disk is full")
         write(path, content)
 

@@ -98,12 +98,12 @@ def test_launch_takes_the_tokenizer_beside_the_weights(tmp_path, tokenizer, monk
     built: list[Any] = []
     monkeypatch.setattr(demo, "build", lambda *given: built.append(given))
     monkeypatch.setattr(demo, "serve", lambda *_, **options: built.append(options))
-    monkeypatch.setattr(demo, "tokenizer_for", lambda ckpt: built.append(ckpt))
+    monkeypatch.setattr(demo, "tokenizer_for", lambda *given: built.append(given))
     model = small_model()
     model.chat_template = "{{ messages }}"  # type: ignore[assignment]
     export_pretrained(model, tmp_path / "mine", tokenizer=tokenizer)
     demo.launch(tmp_path / "mine")
-    assert built[0] == tmp_path / "mine"
+    assert built[0] == (tmp_path / "mine", model.config.vocab_size)
     assert built[1][2:] == ("the folder mine", True)
     assert built[2] == {"share": False}
 

@@ -134,6 +134,20 @@ def test_a_folder_that_transformers_saved(tied, shards, tmp_path, capsys):
     assert all(weight.requires_grad for weight in loaded.parameters())
 
 
+def test_what_a_configuration_leaves_out_is_what_transformers_takes():
+    from transformers import LlamaConfig
+
+    left_out = ("rms_norm_eps", "rope_theta", "tie_word_embeddings", "head_dim")
+    given = {k: v for k, v in config_to_hf(TINY).items() if k not in left_out}
+    given["num_key_value_heads"] = None
+    ours, theirs = config_from_hf(given), LlamaConfig(**given)
+    assert ours.norm_eps == theirs.rms_norm_eps == 1e-6
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.tie_embeddings == theirs.tie_word_embeddings
+    assert ours.n_kv_head == theirs.num_key_value_heads == ours.n_head
+    assert ours.head_dim == theirs.head_dim
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A model folder as the hub has it, for tests to damage."""
@@ -196,8 +210,12 @@ ELSEWHERE = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
     [
         ("model.safetensors", "truncate", assets.CorruptAssetError, "model.safetensors is damaged"),
         ("model.safetensors", "remove", assets.MissingAssetError, "only safetensors are read"),
-        ("config.json", "truncate", assets.CorruptAssetError, "config.json: Expecting"),
+        ("config.json", "truncate", assets.CorruptAssetError, "config.json is damaged: Expecting"),
         ("config.json", "remove", assets.MissingAssetError, "no config.json: not a model folder"),
+        ("config.json", "3", assets.CorruptAssetError, "config.json is damaged: a JSON object"),
+        ("config.json", b"\xff", assets.CorruptAssetError, "config.json is damaged: 'utf-8'"),
+        (INDEX, "[]", assets.CorruptAssetError, "index.json is damaged"),
+        (INDEX, '{"weight_map": []}', assets.CorruptAssetError, "index.json is damaged"),
         (INDEX, "{", assets.CorruptAssetError, "index.json is damaged"),
         (INDEX, "{}", assets.CorruptAssetError, "index.json is damaged.*weight_map"),
         (INDEX, ELSEWHERE, assets.MissingAssetError, "model-00001-of-00002.safetensors is missing"),
@@ -210,7 +228,7 @@ def test_a_damaged_folder_is_named(file, damage, error, message, folder):
     elif damage == "remove":
         path.unlink()
     else:
-        path.write_text(damage)
+        path.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
     with pytest.raises(error, match=message) as raised:
         load_pretrained(folder)
     assert str(folder) in str(raised.value)

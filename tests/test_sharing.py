@@ -232,6 +232,10 @@ def test_weights_that_answer_keep_their_chat_template(real_model, tokenizer, tmp
     assert auto_model(folder).generation_config.eos_token_id == answers_end
     path = export_gguf(model, tmp_path / "answers.gguf", tokenizer=tokenizer)
     assert load_pretrained(path, quiet=True).chat_template == model.chat_template
+    bare = export_pretrained(model, tmp_path / "without a tokenizer")
+    file = export_gguf(model, tmp_path / "without.gguf")
+    for place in (bare, file):
+        assert load_pretrained(place, quiet=True).chat_template == model.chat_template
     written = gguf_format.GGUFReader(path).fields
     assert written["tokenizer.ggml.eos_token_id"].contents() == answers_end
 
@@ -249,7 +253,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     folder.mkdir()
     export_pretrained(one, folder)  # empty: taken
     before = content(folder)
-    with pytest.raises(FileExistsError, match="overwrite=True replaces it; or name another"):
+    with pytest.raises(FileExistsError, match=r"\(overwrite=True\) replaces it; or name another"):
         export_pretrained(other, folder)
     assert content(folder) == before
     export_pretrained(other, folder, overwrite=True)
@@ -262,6 +266,26 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path):
     with pytest.raises(FileExistsError, match="it is no earlier export"):
         export_pretrained(make(SMALL), tmp_path, overwrite=True)
     assert content(tmp_path) == {"thesis.txt": b"three years"}
+
+
+def test_a_checkpoint_is_no_earlier_export(tmp_path):
+    """It has all that an export has, and what the next step depends on."""
+    folder = export_pretrained(make(SMALL), tmp_path / "checkpoint")
+    (folder / "training_state.json").write_text("{}")
+    before = content(folder)
+    with pytest.raises(
+        FileExistsError, match=r"holds training_state\.json: it is no earlier export"
+    ):
+        export_pretrained(make(SMALL), folder, overwrite=True)
+    assert content(folder) == before
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "thesis.txt").write_text("three years")
+    with pytest.raises(IsADirectoryError, match="models is a folder: name a file in it"):
+        export_gguf(make(SMALL), tmp_path / "models")
+    assert content(tmp_path / "models") == {"thesis.txt": b"three years"}
 
 
 def disk_full(*_: object, **__: object) -> None:
@@ -358,7 +382,7 @@ def test_pushing_sends_the_model_and_nothing_else(folder, calls, tries):
     assert create == {"repo_id": "me/tiny", "private": True, "exist_ok": True}
     assert last == "upload_folder"
     assert (upload["repo_id"], upload["folder_path"]) == ("me/tiny", folder)
-    private = ["training_state.safetensors", "optimizer.pt", ".env", "log.jsonl"]
+    private = ["training_state.json", "optimizer.safetensors", "generators.safetensors", ".env"]
     shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
     present = [path.name for path in folder.iterdir()] + shards
     sent = filter_repo_objects(present + private, allow_patterns=upload["allow_patterns"])

@@ -7,11 +7,13 @@ import logging
 import random
 import sys
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from smol_scratch import assets, load_tokenizer
+from smol_scratch import SmolLM2, SmolLM2Config, assets, load_tokenizer
+from smol_scratch.sharing import export_gguf
 from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, tokenizer_for
 
 # Every digit by itself, also the raised and the broken ones; blanks before a digit stay together.
@@ -142,15 +144,56 @@ def test_a_missing_tokenizer_is_named(tmp_path):
 
 def test_weights_bring_their_own_tokenizer_if_they_have_one(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("smol_scratch.tokenizer.load_tokenizer", asked.append)
+
+    def load(source=None):
+        asked.append(source)
+        return SimpleNamespace(vocab_size=7)
+
+    monkeypatch.setattr("smol_scratch.tokenizer.load_tokenizer", load)
     with_one, without = tmp_path / "with", tmp_path / "without"
     for folder in (with_one, without):
         folder.mkdir()
     (with_one / "tokenizer.json").write_text("{}")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for weights in (None, "HuggingFaceTB/SmolLM2-135M", "not_there.gguf", without):
-        tokenizer_for(weights)
+        tokenizer_for(weights, 7)
     assert asked == [None] * 4
     for weights in (with_one, str(with_one), tmp_path / "model.gguf"):
-        tokenizer_for(weights)
+        tokenizer_for(weights, 8)  # the number was theirs to choose
     assert asked[4:] == [with_one, with_one, tmp_path / "model.gguf"]
+    with pytest.raises(ValueError, match="8 entries are not those of SmolLM2's, 7"):
+        tokenizer_for(without, 8)
+
+
+def test_weights_on_the_hub_bring_theirs(monkeypatch, tmp_path):
+    cached = tmp_path / "tokenizer.json"
+    cached.write_text("{}")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(cached))
+    with pytest.raises(assets.CorruptAssetError, match="cannot be read as a tokenizer"):
+        tokenizer_for("other/llama@0123abc", 49_152)
+
+
+def test_a_gguf_file_without_a_tokenizer_gets_smollm2s(tmp_path, tokenizer):
+    model = SmolLM2(SmolLM2Config.preset("tiny", n_layer=1))
+    file = export_gguf(model, tmp_path / "bare.gguf", "f16")
+    with pytest.raises(assets.MissingAssetError, match=r"bare\.gguf holds no tokenizer"):
+        load_tokenizer(file)
+    assert tokenizer_for(file, 49_152).fingerprint == tokenizer.fingerprint
+
+
+def test_what_is_no_byte_level_bpe_is_named(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(file))
+    with pytest.raises(assets.CorruptAssetError, match=r"tokenizer\.json cannot be read"):
+        load_tokenizer(file)
+
+
+def test_half_a_character_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"U\+DCFF at character 2"):
+        tokenizer.encode("ab\udcff")  # what Python makes of a command line that is no UTF-8
+
+
+@pytest.mark.parametrize("number", [-1, 49_152])
+def test_a_number_that_is_no_token_is_refused(tokenizer, number):
+    with pytest.raises(ValueError, match=f"token {number}: must lie between 0 and 49151"):
+        tokenizer.decode([5, number])
