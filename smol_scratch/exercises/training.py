@@ -78,6 +78,8 @@ def check_accumulate(
                     "is each piece?"
                 )
             raise Hint(f"{case}: the gradient is another one than that of the whole batch")
+        if found is None:
+            raise Hint(f"{case}: the gradient is right; return the loss of the whole batch as well")
         if abs(float(found) - loss.item()) > 1e-5:
             raise Hint(f"{case}: the gradient is right, the loss {float(found):.4f} is not")
     return "pieces weigh as much as they hold, and the update cannot tell"

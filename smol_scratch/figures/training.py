@@ -238,7 +238,7 @@ def swing(passes: Mapping[str, Mapping[int, float]], plays: Mapping[str, int]) -
             ax.axvspan(start, starts[number + 1], color=COLOURS["residual"], alpha=0.1, linewidth=0)
         middle = (start + starts[number + 1]) / 2
         ax.annotate(title, (middle, top + 0.03), rotation=35, fontsize=8, ha="left", va="bottom")
-    ax.set(xlabel="batches of the pass that were read", ylabel="held-out loss (nats a token)",
+    ax.set(xlabel="batches read in this pass", ylabel="held-out loss (nats a token)",
            xlim=(0, end), ylim=(None, top + 0.03))  # fmt: skip
     ax.legend(fontsize=9, loc="upper center")
     return figure
