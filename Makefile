@@ -59,7 +59,7 @@ format: $(READY)
 
 # The environment, and the assets: text, tokenizer and weights.
 $(READY): pyproject.toml constraints.txt requirements-assets.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed, this is ' + sys.version.split()[0])"
+	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and 'Python 3.11 to 3.14 is needed, this is ' + sys.version.split()[0] + '; name another: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,test]"
 	$(PY) -m smol_scratch assets

@@ -207,13 +207,21 @@ def changed_cells(old: NotebookNode, new: NotebookNode) -> list[int]:
     ]
 
 
+def cleared(notebook: NotebookNode) -> NotebookNode:
+    """Take the outputs out, so that those of another execution cannot be left beside new ones."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
 def run(paths: list[Path], folder: Path) -> int:
     """Execute notebooks into ``folder``, print a table, and return how many failed."""
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     rows, failures = [], 0
     for path in paths:
-        committed, notebook = read(path), read(path)
+        committed, notebook = read(path), cleared(read(path))
         code = sum(cell.cell_type == "code" for cell in notebook.cells)
         start = time.perf_counter()
         try:
@@ -223,6 +231,9 @@ def run(paths: list[Path], folder: Path) -> int:
         except CellExecutionError as error:
             failures += 1
             result = f"FAILED: {error.ename}: {error.evalue}"[:60]
+        except (CellTimeoutError, DeadKernelError) as error:
+            failures += 1
+            result = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0]}"[:60]
         write(notebook, folder / path.name)
         rows.append((path.stem, str(code), f"{time.perf_counter() - start:.0f}", result))
         print(f"{path.stem}: {result}", flush=True)
@@ -237,10 +248,7 @@ def run(paths: list[Path], folder: Path) -> int:
 def refresh(paths: list[Path]) -> None:
     """Execute notebooks in place, redraw ``figures/``, and say which outputs changed."""
     for path in paths:
-        committed, notebook = read(path), read(path)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
+        committed, notebook = read(path), cleared(read(path))
         seconds = execute(notebook, path.stem)
         changed = changed_cells(committed, notebook)
         write(notebook, path)
@@ -261,8 +269,12 @@ def pictures(notebook: NotebookNode) -> dict[str, bytes]:
     }
 
 
-def write_address(paths: list[Path], address: str) -> None:
-    """Write the repository's address into the badges and set-up cells."""
+def write_address(paths: list[Path], address: str, root: Path = ROOT) -> None:
+    """Write the repository's address into badges, set-up cells, README and CITATION.cff."""
+    for name, before in (("README.md", "pip install git+"), ("CITATION.cff", "repository-code: ")):
+        file = root / name
+        text = re.sub(rf"({re.escape(before)})\S+", rf"\g<1>{address}", file.read_text("utf-8"))
+        assets.write_atomically(file, text.encode())
     for path in paths:
         notebook = read(path)
         for cell in notebook.cells:

@@ -54,7 +54,7 @@ def read_bandwidth() -> float:
 
 def peak_memory() -> float:
     """Return the largest resident size since the last ``forget_peak``, in bytes (Linux)."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
     return int(found[1]) * 1024 if found else float("nan")
 
 

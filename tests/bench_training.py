@@ -314,7 +314,7 @@ def machine() -> str:
     """Return processor, cores, types and versions, for the record."""
     import transformers
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if sys.platform == "linux" else []
     names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return (
         f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads, "

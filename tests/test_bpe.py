@@ -69,7 +69,7 @@ def test_gpt2_without_its_files(monkeypatch, tmp_path):
     copy = tmp_path / "vocab.bpe"
     monkeypatch.undo()
     shutil.copy(assets.wheel_path(assets.GPT2_MERGES), copy)
-    copy.write_text(copy.read_text().replace("t h\n", "t H\n", 1))
+    copy.write_text(copy.read_text("utf-8").replace("t h\n", "t H\n", 1))
     monkeypatch.setattr(assets, "wheel_path", lambda relative: copy)
     with pytest.raises(assets.CorruptAssetError, match=r"vocab\.bpe"):
         load_gpt2_tokenizer()

@@ -54,7 +54,7 @@ def tampered(wheel, tmp_path):
         (folder / play.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(wheel / play.path, folder / play.path)
     play = folder / corpus.PLAYS[0].path
-    play.write_text(play.read_text().replace("hear me speak", "hear me shout", 1))
+    play.write_text(play.read_text("utf-8").replace("hear me speak", "hear me shout", 1))
     return folder
 
 
@@ -192,7 +192,7 @@ def test_a_failed_download_is_reported_as_missing(data, served):
 
 
 def table():
-    lines = corpus.CORRECTIONS.read_text().splitlines()
+    lines = corpus.CORRECTIONS.read_text("utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
 
 

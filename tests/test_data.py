@@ -307,7 +307,7 @@ def test_an_interrupted_writer_goes_on(tmp_path, folder, monkeypatch, broken_wri
         write_shards(other, TEXTS, Letters(), 10)
     with pytest.raises((assets.MissingAssetError, ValueError), match="write_shards"):
         TokenShards(other, "letters")
-    stored = json.loads((other / "index.json").read_text()) if broken_write > 1 else None
+    stored = json.loads((other / "index.json").read_text("utf-8")) if broken_write > 1 else None
     tokenizer = Letters()
     write_shards(other, iter(TEXTS), tokenizer, 10)
     assert files(other) == whole
@@ -399,7 +399,7 @@ def test_a_damaged_index_is_refused(folder, how):
 
 
 def test_a_changed_index_is_refused(folder):
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text("utf-8"))
     index["content"]["shards"][0]["documents"][1] += 1
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(assets.CorruptAssetError, match=r"index.json is damaged"):
@@ -407,7 +407,7 @@ def test_a_changed_index_is_refused(folder):
 
 
 def test_an_index_of_another_format_is_refused(folder):
-    content = json.loads((folder / "index.json").read_text())["content"]
+    content = json.loads((folder / "index.json").read_text("utf-8"))["content"]
     data._write_index(folder, content | {"format": "version 2"})
     with pytest.raises(ValueError, match="format 'version 2'"):
         TokenShards(folder, "letters")

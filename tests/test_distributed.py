@@ -148,11 +148,11 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder) -> dict:
-    return json.loads((folder / "found.json").read_text())
+    return json.loads((folder / "found.json").read_text("utf-8"))
 
 
 def read(folder: Path, name: str) -> list:
-    return json.loads((folder / f"{name}.json").read_text())
+    return json.loads((folder / f"{name}.json").read_text("utf-8"))
 
 
 def apart(folder: Path, one: str, other: str) -> float:
@@ -222,7 +222,7 @@ def test_checkpoints_of_two_are_those_of_one(folder):
 
 def workers(process: subprocess.Popen) -> list[int]:
     """Return the numbers of the processes that ``torchrun`` started."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
     lines = {int(n): Path(f"/proc/{n}/cmdline").read_bytes() for n in children}
     return [number for number, line in lines.items() if b"smol_scratch" in line]
 
@@ -251,7 +251,7 @@ def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
         for save, process in processes.items():
             table = Path(f"{save}.csv")
             patience = time.monotonic() + 120
-            while not table.exists() or table.read_text().count("\n") < 6:
+            while not table.exists() or table.read_text("utf-8").count("\n") < 6:
                 assert process.poll() is None, process.communicate()[0]
                 assert time.monotonic() < patience
                 time.sleep(0.02)

@@ -19,6 +19,7 @@ import nbformat
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbval.plugin import metadata_tags
 
 import smol_scratch
 from smol_scratch import notebook
@@ -36,6 +37,9 @@ HEADINGS = [
     "Exercises",
     "Recap",
 ]
+# What else exempts a cell from nbval's comparison; none of it is used here.
+OTHER_TAGS = set(metadata_tags) - {notebook.IGNORE, "raises-exception", "nbval-skip"}
+EXEMPTIONS = r"NBVAL|PYTEST_VALIDATE"
 IGNORED = 0.10  # share of code cells whose outputs may be left out of the comparison
 
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -72,7 +76,8 @@ def problems(nb, size, name):
     if notebook.badge(notebook.repository(), name) not in nb.cells[0].source:
         found.append("the badge is missing or points elsewhere: run `make address`")
     ignored = [c for c in cells if {notebook.IGNORE, "raises-exception", "nbval-skip"} & tags(c)]
-    if len(ignored) >= IGNORED * len(cells) or any("NBVAL" in c.source for c in cells):
+    others = [c for c in cells if OTHER_TAGS & tags(c) or re.search(EXEMPTIONS, c.source)]
+    if len(ignored) >= IGNORED * len(cells) or others:
         found.append(f"{len(ignored)} of {len(cells)} code cells are exempt from the comparison")
     if not 25 <= len(nb.cells) <= 45:
         found.append(f"{len(nb.cells)} cells instead of 25 to 45")
@@ -119,6 +124,16 @@ def test_policy_notices():
     assert "exempt" in after(
         lambda nb: [c.metadata.update(tags=[notebook.IGNORE]) for c in code_cells(nb)[3:9]]
     )
+    for tag in ("nbval-raises-exception", "pytest-validate-ignore-output"):
+        assert "exempt" in after(lambda nb, tag=tag: code_cells(nb)[3].metadata.update(tags=[tag]))
+    comment = "# PYTEST_VALIDATE_IGNORE_OUTPUT"
+    assert "exempt" in after(lambda nb: code_cells(nb)[3].update(source=comment))
+    path_printed = new_output("stream", name="stdout", text="/tmp/somewhere")
+    assert "prints a path" in after(lambda nb: code_cells(nb)[2].outputs.append(path_printed))
+    widget = new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}})
+    assert "shows a widget" in after(lambda nb: code_cells(nb)[2].outputs.append(widget))
+    assert "cells instead of" in after(lambda nb: nb.cells.extend(nb.cells))
+    assert "1,000,001 bytes" in " ".join(problems(good, 1_000_001, path.name))
     assert "sections" in after(lambda nb: nb.cells.pop())
 
 
@@ -147,7 +162,7 @@ PACKAGE = {
     name: tree
     for file in sorted((ROOT / "smol_scratch").glob("*.py"))
     if file.stem not in ("notebook", "__main__", "__init__")
-    for name, tree in definitions(file.read_text()).items()
+    for name, tree in definitions(file.read_text("utf-8")).items()
     if not name.startswith("_")
 }
 
@@ -197,7 +212,7 @@ def test_notebook_derives(stem, name):
 
 
 def test_a_changed_definition_is_noticed():
-    source = (ROOT / "smol_scratch" / "model.py").read_text()
+    source = (ROOT / "smol_scratch" / "model.py").read_text("utf-8")
     assert definitions(source)["RMSNorm"] == PACKAGE["RMSNorm"]
     assert definitions(source.replace("mean(-1", "mean(1"))["RMSNorm"] != PACKAGE["RMSNorm"]
     assert definitions(source.replace("Scale each", "Shrink each"))["RMSNorm"] == PACKAGE["RMSNorm"]
@@ -335,7 +350,7 @@ def test_figures_are_what_the_notebooks_drew():
     "file", [*PATHS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda file: file.name
 )
 def test_local_links_lead_somewhere(file):
-    text = file.read_text()
+    text = file.read_text("utf-8")
     if file.suffix == ".ipynb":
         text = "\n".join(c.source for c in notebook.read(file).cells if c.cell_type == "markdown")
     for link in re.findall(r"\]\(([^)#\s]+)", text):
@@ -346,18 +361,26 @@ def test_local_links_lead_somewhere(file):
 def test_address_rewrites_badges_and_set_up_cells(tmp_path):
     path = tmp_path / PATHS[0].name
     path.write_bytes(PATHS[0].read_bytes())
-    notebook.write_address([path], "https://github.com/somebody/fork")
-    text = path.read_text()
+    others = [tmp_path / name for name in ("README.md", "CITATION.cff")]
+    for other in others:
+        other.write_bytes((ROOT / other.name).read_bytes())
+    notebook.write_address([path], "https://github.com/somebody/fork", tmp_path)
+    assert "pip install git+https://github.com/somebody/fork\n" in others[0].read_text("utf-8")
+    assert "repository-code: https://github.com/somebody/fork\n" in others[1].read_text("utf-8")
+    text = path.read_text("utf-8")
     assert "github/somebody/fork/blob/main/notebooks/" in text
     assert "git+https://github.com/somebody/fork" in text
     assert notebook.repository().removeprefix("https://github.com/") not in text
-    notebook.write_address([path], notebook.repository())
+    notebook.write_address([path], notebook.repository(), tmp_path)
     assert path.read_bytes() == PATHS[0].read_bytes()
+    for other in others:
+        assert other.read_bytes() == (ROOT / other.name).read_bytes()
 
 
 # --- Colab ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(os.name == "nt", reason="an environment is laid out otherwise there")
 def test_colab_installs_the_package_and_leaves_torch_alone(tmp_path):
     """Run the set-up cell as Colab would, with a local git address in place of GitHub's."""
     origin = tmp_path / "smol_scratch.git"

@@ -14,7 +14,7 @@ from tests.checks import CHECKS
 from tests.planted_bugs import BUGS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text("utf-8")
 CONFIG = SmolLM2Config.preset("135M")
 
 
@@ -32,7 +32,7 @@ def test_numbers_come_from_functions():
     assert f"takes {accounting.kv_cache_bytes(CONFIG, 1, torch.bfloat16):,} bytes" in README
     assert f"{corpus.TEXT_CHARACTERS:,} characters" in README
     assert f"{len(BUGS)} bugs against {len(CHECKS)} checks" in README
-    lines = len((ROOT / "smol_scratch" / "model.py").read_text().splitlines())
+    lines = len((ROOT / "smol_scratch" / "model.py").read_text("utf-8").splitlines())
     assert f"{round(lines, -1)} lines" in README
 
 
@@ -80,12 +80,12 @@ def test_every_notebook_is_listed():
 
 
 def test_every_command_exists():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    for file in (README, (ROOT / "CONTRIBUTING.md").read_text()):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    for file in (README, (ROOT / "CONTRIBUTING.md").read_text("utf-8")):
         used = set(re.findall(r"`make (\w+)`|^make (\w+)", file, re.M))
         assert {a or b for a, b in used} <= targets
     assert '-c constraints.txt -e ".[notebooks,test]"' in README
-    assert '-c constraints.txt -e ".[notebooks,test]"' in (ROOT / "Makefile").read_text()
+    assert '-c constraints.txt -e ".[notebooks,test]"' in (ROOT / "Makefile").read_text("utf-8")
 
 
 def test_the_sample_is_a_notebooks_output():
@@ -100,9 +100,9 @@ def test_the_sample_is_a_notebooks_output():
 
 
 def test_one_address():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     address = project["urls"]["Repository"]
     assert f"pip install git+{address}" in README
-    assert address in (ROOT / "CITATION.cff").read_text()
+    assert address in (ROOT / "CITATION.cff").read_text("utf-8")
     if "OWNER" in address:
         assert "placeholder address until the owner sets `Repository`" in README

@@ -552,7 +552,7 @@ def test_the_metrics_file_drops_the_steps_that_are_made_again(tmp_path):
     metrics.file.close()
     state.step = 3
     MetricsFile(path, state).write(Metrics(3, 1.5, None, 1e-3, 2.0, 100.0, None))
-    lines = path.read_text().splitlines()
+    lines = path.read_text("utf-8").splitlines()
     assert [line.split(",")[0] for line in lines if line[0] != "#"] == ["step", "0", "1", "2", "3"]
     assert lines[1] == ",".join(Metrics._fields)
     assert lines[-1] == "3,1.5,,0.001,2,100,"
@@ -566,7 +566,7 @@ def test_the_metrics_file_drops_the_steps_that_are_made_again(tmp_path):
 def test_which_text_is_trained_on_and_which_held_out(tmp_path, tokenizer, text):
     file = tmp_path / "text.txt"
     file.write_text("To be, or not to be: " * 40, "utf-8")
-    whole = tokenizer.encode(file.read_text())
+    whole = tokenizer.encode(file.read_text("utf-8"))
     config = TrainingConfig(text=file)
     assert load_data(config, tokenizer) == (whole, None)
     kept, held_out = load_data(dataclasses.replace(config, held_out=0.25), tokenizer)

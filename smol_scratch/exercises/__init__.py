@@ -7,9 +7,13 @@ result that it computes itself, and never shows that result before the reader ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import wraps
 from typing import Any
+
+import torch
 
 
 class Hint(Exception):  # noqa: N818 (not an error: a hint)
@@ -20,7 +24,8 @@ def exercise(check: Callable[[Any], str]) -> Callable[[Any], None]:
     """Make a checker out of a function that raises ``Hint`` or returns what was shown.
 
     An answer that is None or ``...``, or a function that raises NotImplementedError, counts as
-    not done yet; any other error of the reader's code is named, not raised.
+    not done yet; any other error of the reader's code is named, not raised. A single number may
+    come as a tensor, an array or a fraction. The reader's random numbers stay where they were.
     """
 
     @wraps(check)
@@ -28,8 +33,17 @@ def exercise(check: Callable[[Any], str]) -> Callable[[Any], None]:
         if answer is None or answer is ...:
             print("not done yet: fill in your answer and run the cell again")
             return
+        if getattr(answer, "ndim", None) == 0:
+            answer = answer.item()
+        if isinstance(answer, Fraction):
+            answer = float(answer)
+        if isinstance(answer, float) and math.isnan(answer):
+            print("not yet: nan is no number; something was divided by zero on the way")
+            return
         try:
-            print(f"correct: {check(answer)}")
+            with torch.random.fork_rng(devices=[]):
+                shown = check(answer)
+            print(f"correct: {shown}")
         except NotImplementedError:
             print("not done yet: write your code in place of `raise NotImplementedError`")
         except Hint as hint:

@@ -20,7 +20,7 @@ def check_rows(answer: tuple[int, int]) -> str:
 
     The text is 12 tokens long, 9 of them different; the vocabulary has 49,152.
     """
-    if not isinstance(answer, tuple) or len(answer) != 2:
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise Hint("two numbers in brackets are wanted: (with an untied head, with a tied head)")
     idx = torch.tensor([[5, 6, 7, 5, 8, 9, 10, 7, 11, 12, 13, 5]])  # 9 different tokens
     found = []
@@ -56,6 +56,7 @@ def check_cross_entropy(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     found = answer(logits.clone(), targets.clone())
     if not isinstance(found, Tensor) or found.shape != ():
         raise Hint("return one number, as a tensor without axes: the mean over the tokens")
+    found = found.double()
     if torch.isclose(found, -expected):
         raise Hint("the sign: the surprise is minus the logarithm of the probability")
     if torch.isclose(found, expected * 6):
@@ -63,7 +64,7 @@ def check_cross_entropy(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     if not torch.isclose(found, expected):
         raise Hint(f"off by {(found - expected).abs():.2g} on six random tokens")
     large = answer(1000 * logits, targets.clone())
-    if not torch.isclose(large, F.cross_entropy(1000 * logits, targets)):
+    if not torch.isclose(large.double(), F.cross_entropy(1000 * logits, targets)):
         raise Hint(
             "right for small logits, wrong for logits in the thousands: their exponential is "
             "infinite. What may be subtracted from all logits without changing the softmax?"
@@ -73,7 +74,7 @@ def check_cross_entropy(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
         masked = answer(logits.clone(), targets.clone())
     except (IndexError, RuntimeError) as error:
         raise Hint("a target of -100 is no token: leave such places out first") from error
-    if not torch.isclose(masked, F.cross_entropy(logits, targets)):
+    if not torch.isclose(masked.double(), F.cross_entropy(logits, targets)):
         raise Hint("with two targets of -100, the mean must be over the other four")
     return "the same as PyTorch's, for large logits and with targets that do not count"
 
@@ -96,7 +97,7 @@ def check_start(answer: float) -> str:
         surprise = logits.logsumexp(-1).mean() - logits.mean()
         excess.append(surprise.item() - math.log(config.vocab_size))
     mean = sum(excess) / len(excess)
-    if abs(mean - 1) > 0.05:
+    if abs(mean - 1) > 0.1:
         raise Hint(
             f"with {answer} the model starts {mean:.2f} nats above ln V, not 1. The excess is "
             "half the variance of the logits, and their standard deviation is proportional to it"

@@ -17,7 +17,7 @@ from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer, split_words
 @exercise
 def check_place(answer: tuple[int, int]) -> str:
     """Expect (position, passes) after 5,000 batches of 4 × 256 from 341,094 tokens."""
-    if not isinstance(answer, tuple) or len(answer) != 2:
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise Hint("two numbers in brackets are wanted: (position, passes)")
     loader = DataLoaderLite(torch.arange(341_094), 4, 256)
     for _ in range(5_000):

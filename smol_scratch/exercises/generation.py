@@ -26,7 +26,7 @@ def check_hot_limit(answer: float) -> str:
         raise Hint("that is the limit without top-k; how many tokens are left with it?")
     if math.isclose(answer, 25 / 50, abs_tol=1e-3):
         raise Hint("that is temperature 1; without bound, every difference between scores vanishes")
-    if not math.isclose(answer, limit, abs_tol=1e-3):
+    if not math.isclose(answer, limit, abs_tol=5e-3):
         raise Hint("divide the scores by a very large number: what is e to the power of each?")
     return "heat flattens what is left, and top-k still says what is left"
 

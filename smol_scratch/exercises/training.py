@@ -25,11 +25,9 @@ def check_first_loss(answer: float) -> str:
     if not isinstance(answer, int | float):
         raise Hint("answer with one number, in nats a token")
     config = SmolLM2Config(n_layer=1, init_std=1.0, block_size=128)
-    generator_state = torch.get_rng_state()
     torch.manual_seed(0)
     model = SmolLM2(config)
     idx = torch.randint(config.vocab_size, (1, 129))
-    torch.set_rng_state(generator_state)
     with torch.no_grad():
         measured = model(idx[:, :-1], idx[:, 1:])[1].item()
     variance = config.n_embd * config.init_std**2
