@@ -10,9 +10,11 @@ medians over the rounds. Numbers of a shared machine waver; the ratios waver les
 from __future__ import annotations
 
 import argparse
+import csv
 import ctypes
 import gc
 import importlib.util
+import io
 import json
 import os
 import re
@@ -30,6 +32,7 @@ from torch import Tensor
 from smol_scratch import assets, load_pretrained, load_text, load_tokenizer, to_transformers
 from smol_scratch.fast_decode import CompiledDecoder
 from smol_scratch.generation import generate
+from tests.bench_training import machine
 
 PROMPT = 32
 PARAMETERS = 134_515_008  # all are read for each token: the embedding is also the head
@@ -142,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=200, help="new tokens after the prompt")
+    parser.add_argument("--write", action="store_true", help="keep the result in data/records/")
     parser.add_argument("--only", help="variants with this in their name, as bfloat16")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -160,6 +164,8 @@ def main() -> None:
             write_gguf(Path(folder) / "model.gguf")
         found = measure(variants, folder, given.rounds, given.tokens)
     report(variants, found, given.rounds, given.tokens)
+    if given.write:
+        record(found, " ".join(["python -m tests.bench_generation", *sys.argv[1:]]))
 
 
 Found = dict[str, dict[str, list[float]]]
@@ -199,6 +205,37 @@ def answer(process: subprocess.Popen[str], found: dict[str, list[float]]) -> Non
         found[name].append(value)
 
 
+def times_transformers(variant: str, found: Found) -> float:
+    """Return the median over the rounds of a variant's speed by that of ``transformers``.
+
+    Round by round, for what disturbed one variant disturbed its neighbour too.
+    """
+    reference = found[f"transformers {variant.rpartition(' ')[2]}"]["rate"]
+    pairs = zip(found[variant]["rate"], reference, strict=True)
+    return median(ours / theirs for ours, theirs in pairs)
+
+
+def record(found: Found, command: str) -> None:
+    """Write the medians into ``data/records/generation_speed.csv``."""
+    table = io.StringIO()
+    table.write(f"# {machine()}; {command}\n")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["variant", "tokens_per_s", "times_transformers", "first_ms", "peak_mb"])
+    bandwidth = median(found["memory"]["bandwidth"])
+    for variant, numbers in found.items():
+        if variant == "memory":
+            for dtype, width in (("float32", 4), ("bfloat16", 2)):
+                limit = bandwidth / (PARAMETERS * width)
+                writer.writerow([f"memory limit {dtype}", f"{limit:.4g}", "", "", ""])
+            continue
+        row = (median(numbers["rate"]), times_transformers(variant, found),
+               median(numbers["first"]) * 1e3, max(numbers["peak"]) / 1e6)  # fmt: skip
+        writer.writerow([variant, *(f"{number:.4g}" for number in row)])
+    path = assets.ROOT / "data" / "records" / "generation_speed.csv"
+    assets.write_atomically(path, table.getvalue().encode())
+    print(f"written: {path}")
+
+
 def report(variants: list[str], found: Found, rounds: int, tokens: int) -> None:
     bandwidth = median(found["memory"]["bandwidth"])
     print(
@@ -216,9 +253,7 @@ def report(variants: list[str], found: Found, rounds: int, tokens: int) -> None:
             if not variant.endswith(dtype):
                 continue
             rate = median(found[variant]["rate"])
-            # The ratio of each round, for what disturbed one disturbed its neighbour too.
-            pairs = zip(found[variant]["rate"], reference, strict=True) if reference else ()
-            ratio = f"{median(ours / theirs for ours, theirs in pairs):.2f}" if reference else ""
+            ratio = f"{times_transformers(variant, found):.2f}" if reference else ""
             print(
                 f"{variant:24}{rate:9.1f}{ratio:>10}{rate / limit:8.0%}"
                 f"{median(found[variant]['first']) * 1e3:6.0f} ms"

@@ -155,10 +155,11 @@ def runs(flops: Mapping[str, float], marks: Mapping[str, float]) -> Figure:
         ax.text(x, len(names) - 0.5, label, fontsize=9, ha="center", va="bottom",
                 color=COLOURS["residual"])  # fmt: skip
     for i, name in enumerate(names):
-        ax.barh(i, flops[name], color=COLOURS["query"], height=0.5)
+        # A mark and no bar: on a logarithmic axis the length of a bar means nothing.
+        ax.plot(flops[name], i, "o", color=COLOURS["query"], markersize=9)
         exponent = int(np.floor(np.log10(flops[name])))
         label = rf"${flops[name] / 10**exponent:.1f} \cdot 10^{{{exponent}}}$"
-        ax.text(flops[name] * 1.5, i, label, va="center", fontsize=9.5,
+        ax.text(flops[name] * 2, i, label, va="center", fontsize=9.5,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     ax.set_yticks(range(len(names)), names, fontsize=9.5)
     ax.set_xscale("log")
