@@ -215,7 +215,8 @@ def load_checkpoint(
     Raises:
         MissingAssetError: when there is no such checkpoint.
         CorruptAssetError: when a file of it is missing, damaged, or of another model.
-        ValueError: when text or recipe do not go with it.
+        ValueError: when text or recipe do not go with it, or another number of processes would
+            change the batch without a word.
     """
     content = read_state(folder)
     before: TrainingConfig = content["config"]
@@ -226,6 +227,15 @@ def load_checkpoint(
                 f"{name}={getattr(config, name)!r}: the run in {folder} was begun with "
                 f"{getattr(before, name)!r}, which cannot change; leave it out"
             )
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    same = all(getattr(config, n) == getattr(before, n) for n in ("batch_size", "accumulate"))
+    if same and processes != content["world_size"]:
+        sequences = config.batch_size * config.accumulate * content["world_size"]
+        raise ValueError(
+            f"the run in {folder} had {content['world_size']} process(es), this one has "
+            f"{processes}: with --batch-size {config.batch_size} for each, an update would no "
+            f"longer be of {sequences} sequences; say --batch-size (or --accumulate) anew"
+        )
     for name, expected in content["files"].items():
         if not (folder / name).is_file():
             raise assets.CorruptAssetError(f"{folder / name} is missing")

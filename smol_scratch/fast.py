@@ -2,10 +2,10 @@
 
 ``model.py`` is the model; nothing here changes what it means. Each piece stands for a plain form,
 gives the same up to rounding (``tests/test_fast.py``), and is taken only where it was measured to
-pay: ``accelerate`` puts them in, ``restore`` takes them out. On a GPU the plain forms stay, since
-PyTorch has fast kernels for them there.
+pay, in time or in memory: ``accelerate`` puts them in, ``restore`` takes them out. On a GPU the
+plain forms stay, since PyTorch has fast kernels for them there.
 
-What each is worth: ``python -m tests.bench_training``.
+What each is worth: ``python -m tests.bench_training --ladder``.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def restore(model: SmolLM2) -> None:
 def compile_blocks(model: SmolLM2) -> None:
     """Have each block compiled at its first call; the code of one serves all of them.
 
-    Parameter names stay. The first step takes some 15 s longer, so this is for long runs.
+    Parameter names stay. The first step takes some 20 s longer, so this is for long runs.
     """
     for block in model.model.layers:  # type: ignore[union-attr]
         block.compile()

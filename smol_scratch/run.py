@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import glob
+import importlib.util
 import io
 import os
 import platform
@@ -18,7 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -182,6 +183,11 @@ def run(config: TrainingConfig) -> Path:
 def _run(config: TrainingConfig) -> tuple[Path, int | None]:
     first = not dist.is_initialized() or dist.get_rank() == 0
     say = _say if first else _say_nothing
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+        raise ValueError(
+            f"--tracker {config.tracker}: not installed; `pip install {config.tracker}`, or leave "
+            "it out (the CSV is written in any case)"
+        )
     if config.save.exists():
         raise ValueError(
             f"--save {config.save} is already there: name another folder, or remove it"
@@ -217,12 +223,12 @@ def _consume(
     config = state.config
     say = _say if first else _say_nothing
     path = config.metrics or config.save.with_name(config.save.name + ".csv")
-    tracker = make_tracker(config) if first else None
     metrics = MetricsFile(path, state) if first else None
     interruption = Interruption(state.world_size)
     begun, saved = state.step, config.ckpt
     with (
         interruption.watched(),
+        tracking(config if first else None) as track,
         tqdm(
             total=config.steps, initial=state.step, unit="step", disable=None if first else True
         ) as bar,
@@ -232,26 +238,31 @@ def _consume(
                 bar.update()
                 if metrics:
                     metrics.write(row)
-                if tracker:
-                    tracker(row)
-                if row.step % config.log_interval == 0 or row.step == begun:
+                track(row)
+                looked = row.held_out_loss is not None
+                if looked or row.step % config.log_interval == 0 or row.step == begun:
                     say(log_line(row))
                 stop = _any_process(interruption.signal is not None, state)
                 if stop and state.step < config.steps:
-                    saved = step_folder(config.save, state.step)
-                    save_checkpoint(state, saved, tokenizer, replace=True)
-                    say(f"interrupted; saved {saved}. To go on: --ckpt {saved}")
+                    folder = step_folder(config.save, state.step)
+                    save_checkpoint(state, folder, tokenizer, replace=True)
+                    saved = folder
+                    words = ["--ckpt", str(saved), "--save", str(config.save)]
+                    if config.metrics is not None:
+                        words += ["--metrics", str(config.metrics)]
+                    say(f"interrupted; saved {saved}. To go on: {shlex.join(words)}")
                     return saved, interruption.signal or signal.SIGTERM
                 interval = config.checkpoint_interval
                 if interval and state.step % interval == 0 and state.step < config.steps:
-                    saved = step_folder(config.save, state.step)
-                    save_checkpoint(state, saved, tokenizer, replace=True)
+                    folder = step_folder(config.save, state.step)
+                    save_checkpoint(state, folder, tokenizer, replace=True)
+                    saved = folder
                     say(f"saved {saved}")
                     if config.keep is not None and first:
                         remove_old(config.save, config.keep, state.step)
-        except DivergedError as error:
+        except (DivergedError, OSError) as error:
             at = f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet"
-            raise DivergedError(f"{error}; {at}") from error
+            raise type(error)(f"{error}; {at}") from error
         held_out = state.held_out_loss()
         if held_out is not None:
             say(f"step {state.step} | held-out loss {held_out:.4f} | the end")
@@ -359,34 +370,29 @@ def say_start(
     say(f"steps {state.step} → {config.steps}")
 
 
-def make_tracker(config: TrainingConfig) -> Any:
-    """Return a function that shows a row in TensorBoard or trackio, or None.
+@contextlib.contextmanager
+def tracking(config: TrainingConfig | None) -> Iterator[Callable[[Metrics], None]]:
+    """Yield what shows a row in TensorBoard or trackio, or, where neither is asked for, nothing."""
+    if config is None or config.tracker == "none":
+        yield lambda row: None
+    elif config.tracker == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
 
-    Raises:
-        ValueError: when the library is not installed.
-    """
-    if config.tracker == "none":
-        return None
-    try:
-        if config.tracker == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(f"{config.save}_tensorboard")
+        with SummaryWriter(f"{config.save}_tensorboard") as writer:
 
             def show(row: Metrics) -> None:
                 for name, value in _numbers(row).items():
                     writer.add_scalar(name, value, row.step)
 
-            return show
+            yield show
+    else:
         import trackio
 
         trackio.init(project="smol_scratch", name=config.save.name)
-        return lambda row: trackio.log(_numbers(row), step=row.step)
-    except ImportError as error:
-        raise ValueError(
-            f"--tracker {config.tracker}: not installed; `pip install {config.tracker}`, or leave "
-            "it out (the CSV is written in any case)"
-        ) from error
+        try:
+            yield lambda row: trackio.log(_numbers(row), step=row.step)
+        finally:
+            trackio.finish()
 
 
 def _numbers(row: Metrics) -> dict[str, float]:

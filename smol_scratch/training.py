@@ -534,8 +534,10 @@ def train_step(state: TrainingState) -> tuple[float, float, float]:
     scaler.unscale_(optimizer)  # does nothing without float16
     whole = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
     norm = float(whole.full_tensor() if isinstance(whole, DTensor) else whole)
-    # The scaler itself skips an update whose gradients overflowed in float16.
-    if not math.isfinite(total) or not (math.isfinite(norm) or state.precision.scaler):
+    # The scaler itself skips an update whose gradients overflowed in float16, and halves its
+    # factor; where not even a factor of one helps, they would overflow in any type.
+    skipped = state.precision.scaler and scaler.get_scale() > 1
+    if not math.isfinite(total) or not (math.isfinite(norm) or skipped):
         state.loader.load_state_dict(place)
         raise DivergedError(
             f"step {state.step}: loss {float(total)}, gradient norm {norm}: not finite. Nothing "

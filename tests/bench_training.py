@@ -47,6 +47,7 @@ from smol_scratch.fast import (
     compile_blocks,
     keep_freed_memory,
 )
+from smol_scratch.training import find_hardware
 
 B, T = 4, 256
 CONFIG = SmolLM2Config()
@@ -91,7 +92,7 @@ LADDER = [
 
 def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 itself; if not, every variant runs in float32."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return find_hardware(torch.device("cpu")).bf16
 
 
 # What runs in a variant's process.

@@ -1,6 +1,6 @@
 """A run resumes bit for bit, or is refused: fresh processes, kills, damage, full disks.
 
-The functions that lose something (``LOSSES``) are also what notebook 10 breaks its runs with.
+What loses something (``LOSSES``) breaks a run in the ways in which notebook 10 breaks its own.
 """
 
 from __future__ import annotations
@@ -143,6 +143,22 @@ def test_the_cases_are_different_runs(both_ways):
     hashes = {name: run[-1] for name, run in both_ways[0].items()}
     assert hashes.pop("looked at") == hashes["fp32 0.1 cosine"]
     assert len(set(hashes.values())) == len(hashes)
+
+
+def test_compiled_blocks_go_on_bit_for_bit(tmp_path, monkeypatch):
+    """With the compiler's front alone, which needs no C++."""
+
+    def compile_blocks(model: SmolLM2) -> None:
+        for block in model.model.layers:
+            block.compile(backend="aot_eager")
+
+    monkeypatch.setattr("smol_scratch.fast.compile_blocks", compile_blocks)
+    state = begin(held_out=HELD_OUT, compile=True, dropout=0.1, precision="bf16", eval_interval=3)
+    losses(state, FIRST)
+    save_checkpoint(state, tmp_path / "half")
+    straight = go_on(state, THEN)
+    torch.manual_seed(999)
+    assert go_on(load_checkpoint(tmp_path / "half", TOKENS, HELD_OUT), THEN) == straight
 
 
 def test_saving_disturbs_nothing(tmp_path):

@@ -86,6 +86,11 @@ def work(folder: Path) -> None:
         resumed = load_checkpoint(folder / name, TEXT)
         found[name] = [straight, follow(resumed, THEN)]
 
+    for shard in (False, True):
+        for precision in ("bf16", "fp16"):
+            state = begin(TEXT, **GENTLE, batch_size=2, shard=shard, precision=precision)
+            found[f"{precision} {shard}"] = follow(state, FIRST)
+
     state = begin(TEXT, batch_size=2)
     found["drawn"] = draws = [torch.zeros(3), torch.zeros(3)]
     dist.all_gather(draws, torch.rand(3))  # each process drops other weights
@@ -157,7 +162,11 @@ def read(folder: Path, name: str) -> list:
 
 def apart(folder: Path, one: str, other: str) -> float:
     """Return the largest difference between two checkpoints' weights, and between their moments."""
-    states = [load_checkpoint(folder / name, TEXT) for name in (one, other)]
+    alone = {"batch_size": 4, "accumulate": 1, "shard": False}
+    states = [
+        load_checkpoint(place, TEXT, config=recipe(place, **alone))
+        for place in (folder / one, folder / other)
+    ]
     parts = [
         [t for w in s.model.parameters() for t in (w, *s.optimizer.state[w].values())]
         for s in states
@@ -193,6 +202,26 @@ def test_a_checkpoint_written_by_two_resumes_on_one(folder, name):
 @pytest.mark.parametrize("name", TWO)
 def test_a_checkpoint_written_by_one_resumes_on_two(folder, found, name):
     assert found[f"one, then {name}"] == pytest.approx(read(folder, "one")[1], rel=5e-6)
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_two_processes_are_one_in_16_bits_too(found, shard, precision):
+    """To ten times what one process is from itself when it sums the batch in two pieces."""
+    one, noise = (
+        follow(begin(TEXT, **GENTLE, precision=precision, **how), FIRST)
+        for how in ({"batch_size": 4}, {"batch_size": 2, "accumulate": 2})
+    )
+    floor = max(abs(a - b) for a, b in zip(one, noise, strict=True))
+    assert 0 < floor < 0.02
+    assert found[f"{precision} {shard}"] == pytest.approx(one, abs=10 * floor, rel=0)
+
+
+def test_another_number_of_processes_does_not_change_the_batch_in_silence(folder):
+    first = folder / "ddp, first half"
+    reason = "had 2 process.* this one has 1: with --batch-size 2 .* be of 4 sequences"
+    with pytest.raises(ValueError, match=reason):
+        load_checkpoint(first, TEXT, HELD_OUT)
 
 
 @pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
@@ -265,12 +294,12 @@ def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
             assert process.returncode != 0
             assert "Signal 6" not in said  # no abort at the end
             assert not any(Path(f"/proc/{number}").exists() for number in both)
-            names = re.findall(r"interrupted; saved (\S+)\. To go on: --ckpt \1", said)
-            assert len(names) == 1, said
-            step = read_state(Path(names[0]))["step"]
+            [(name, words)] = re.findall(r"interrupted; saved (\S+)\. To go on: (--.*)", said)
+            assert words == f"--ckpt {name} --save {save}"
+            step = read_state(Path(name))["step"]
             assert [int(row["step"]) for row in numbers(table)] == list(range(step))
             # One process goes on with the same global batch.
-            alone = ["--ckpt", names[0], "--save", save, "--batch-size", "4", "--no-shard"]
+            alone = [*words.split(), "--batch-size", "4", "--no-shard"]
             assert main(["train", *alone, "--steps", str(step + 2)]) == 0
             steps = [int(row["step"]) for row in numbers(table)]
             assert steps == list(range(step + 3))

@@ -71,6 +71,11 @@ def test_the_speed_of_training_is_what_was_measured():
         f"{given:.2f} × when it is given the same allocator setting and fused optimizer; "
         f"{limit / ours:.0%} and {limit / compiled:.0%} of what the matrix products alone"
     ).replace("%", " %") in README
+    peak = {row["variant"]: float(row["peak_gb"]) for row in record("training_speed.csv")}
+    assert (
+        f"peak memory {peak['ours']:.1f} and {peak['ours, blocks compiled']:.1f} GB against "
+        f"{peak['transformers']:.1f}"
+    ) in README
 
 
 def test_every_notebook_is_listed():

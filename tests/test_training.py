@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.machinery
 import itertools
 import math
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -313,7 +315,42 @@ def test_an_overflow_in_float16_skips_the_update_and_lowers_the_scale():
     assert not same(before, weights(state))
 
 
+def test_a_gradient_that_is_no_number_ends_a_float16_run_too():
+    """Its scaler skips such an update; but not for ever."""
+    state = begin(precision="fp16")
+    state.model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+    before = weights(state)
+    with pytest.raises(DivergedError, match="gradient norm nan: not finite"):
+        losses(state, 20)
+    assert state.scaler.get_scale() == 1
+    assert same(before, weights(state))
+
+
+def test_a_pytorch_that_cannot_be_asked_gets_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_precision(find_hardware(torch.device("cpu"))).dtype == torch.float32
+
+
+def test_float32_products_may_use_tensor_cores():
+    torch.set_float32_matmul_precision("highest")
+    begin()
+    assert torch.get_float32_matmul_precision() == "high"
+
+
 # The update
+
+
+def test_accumulated_gradients_are_the_big_batchs():
+    """Up to the rounding of a loss in float32, and before AdamW enlarges it."""
+
+    def gradient(**how) -> torch.Tensor:
+        torch.manual_seed(1)
+        state = begin(TOKENS * 4, model=SmolLM2(SHAPE).double(), clip=1e9, **how)
+        train_step(state)
+        return torch.cat([w.grad.flatten() for w in state.model.parameters()])
+
+    pieces, whole = gradient(batch_size=1, accumulate=4), gradient(batch_size=4)
+    assert (pieces - whole).abs().max() < 1e-6 * whole.abs().max()
 
 
 def test_accumulated_batches_are_the_big_batch():
@@ -728,6 +765,63 @@ def test_a_run_leaves_other_runs_alone(here, capsys):
     assert all((here / name).exists() for name in others)
 
 
+def test_what_a_run_says(here, capsys):
+    assert command("--steps", "6", "--log-interval", "3", "--checkpoint-interval", "0") == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0] == "model: tiny, 5,112,672 parameters, on cpu"
+    assert lines[1] == "products in torch.float32: as asked"
+    shown = [line.split(" | ")[0] for line in lines if line.startswith("step ")]
+    assert shown == ["step 0", "step 3", "step 4", "step 6"]  # 4 for its look at the held-out text
+    number = r"[\d.,e+-]+"
+    line = (
+        rf"step 4 \| loss {number} \| held-out {number} \| lr {number} \| norm {number} "
+        rf"\| tok/s {number} \| \d+% of peak"
+    )
+    assert re.fullmatch(line, next(line for line in lines if line.startswith("step 4")))
+    assert "\r" not in said.out + said.err  # no bar outside a terminal
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(here, capsys, monkeypatch):
+    often = ("--steps", "6", "--checkpoint-interval", "2", "--eval-interval", "0")
+    room = itertools.chain([10**12], itertools.repeat(1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(room)))
+    line = refused(capsys, *often)
+    assert "a checkpoint needs" in line
+    assert line.endswith("the last checkpoint is checkpoint_step_2")
+    monkeypatch.undo()
+    names = {path.name for path in here.iterdir()}
+    assert names == {"text.txt", "checkpoint_step_2", "checkpoint.csv"}
+    monkeypatch.chdir(here)
+    assert command("--ckpt", "checkpoint_step_2", "--save", "checkpoint", *often) == 0
+
+
+def test_rows_go_to_tensorboard(here):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert command("--steps", "3", "--tracker", "tensorboard") == 0
+    events = EventAccumulator(str(here / "checkpoint_tensorboard"))
+    events.Reload()
+    expected = [float(row["loss"]) for row in numbers(here / "checkpoint.csv")[:3]]
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_go_to_trackio(here, monkeypatch):
+    """A stand-in with its three functions: the library itself opens a server."""
+    seen = []
+    stand_in = ModuleType("trackio")
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("trackio", None)
+    stand_in.init = lambda **how: seen.append(how)
+    stand_in.log = lambda row, step: seen.append((step, row["loss"]))
+    stand_in.finish = lambda: seen.append("finished")
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    assert command("--steps", "2", "--tracker", "trackio", "--save", "mine") == 0
+    assert seen[0] == {"project": "smol_scratch", "name": "mine"}
+    assert [row[0] for row in seen[1:3]] == [0, 1]
+    assert seen[3:] == ["finished"]
+
+
 def test_a_tracker_that_is_not_installed_leaves_nothing_behind(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     assert "--tracker trackio: not installed" in refused(capsys, "--tracker", "trackio")
@@ -779,9 +873,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(her
     assert [row[0] for row in expected] == [str(step) for step in range(61)]
     for save, number in signals.items():
         assert processes[save].returncode == 128 + number
-        line = r"interrupted; saved (\S+)\. To go on: --ckpt \1$"
-        (folder,) = re.findall(line, said[save], re.MULTILINE)
-        assert command("--ckpt", folder, "--save", save) == 0  # the recipe is the checkpoint's
+        (words,) = re.findall(r"^interrupted; .* To go on: (--.*)$", said[save], re.MULTILINE)
+        assert command(*words.split()) == 0  # the recipe is the checkpoint's
         assert rows(save) == expected
         for file in ("model.safetensors", "optimizer.safetensors", "generators.safetensors"):
             assert (here / save / file).read_bytes() == (here / "straight" / file).read_bytes()
