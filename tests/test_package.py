@@ -182,7 +182,12 @@ def test_the_environment_file_says_what_pyproject_says():
     environment = yaml.safe_load((assets.ROOT / "environment.yml").read_text("utf-8"))
     assert environment["channels"] == ["conda-forge"]
     *conda, last = environment["dependencies"]
-    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
+    # The package takes any later Python; the pinned versions have wheels up to 3.14.
+    assert conda == [f"python{PROJECT['requires-python']},<3.15", "pip"]
+    assert "(3, 11) <= sys.version_info[:2] <= (3, 14)" in (assets.ROOT / "Makefile").read_text(
+        "utf-8"
+    )
+    assert "Python 3.11 to 3.14" in (assets.ROOT / "README.md").read_text("utf-8")
     assert last == {"pip": ["-c constraints.txt", "-e .[notebooks,test]"]}
     assert {"notebooks", "test"} <= set(EXTRAS)
 
