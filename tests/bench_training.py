@@ -8,7 +8,8 @@ Each variant lives in a process of its own, since the memory setting cannot be u
 turns: one computes, the others wait. So whatever else the machine does falls on all of them, and
 the medians' ratios can be trusted further than the seconds.
 
-``--ladder`` measures what each change brought, from the plainest form on.
+``--ladder`` measures what each change brought, from the plainest form on. That all rungs compute
+the same is shown by ``tests/test_fast.py``.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ from typing import NamedTuple
 # Threads wait as PyTorch's do unless told otherwise: they spin for a moment, then sleep. That they
 # sleep at once (the Makefile's wish for tests) makes small operations slower; that they never do
 # would take the cores from the variant whose turn it is.
-os.environ.pop("OMP_WAIT_POLICY", None)
-os.environ.pop("GOMP_SPINCOUNT", None)
+if __name__ == "__main__":  # and so in the variants' processes, which inherit it
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    os.environ.pop("GOMP_SPINCOUNT", None)
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing import get_context
 
 from smol_scratch import SmolLM2, SmolLM2Config
 from smol_scratch.accounting import MatrixProduct, matrix_products
+from smol_scratch.cache import LayerCache
 from smol_scratch.fast import (
     FastRMSNorm,
     FastSmolLM2,
@@ -47,6 +51,7 @@ from smol_scratch.fast import (
     compile_blocks,
     keep_freed_memory,
 )
+from smol_scratch.model import GroupedQueryAttention, SwiGLU
 from smol_scratch.training import find_hardware
 
 B, T = 4, 256
@@ -66,8 +71,10 @@ class Variant(NamedTuple):
     grouped: bool = False
     norm: bool = False
     loss: bool = False
-    compiled: str = ""  # "blocks" or "model"
+    compiled: str = ""  # "blocks", "tuned blocks" or "model"
     bf16_residual: bool = False
+    bf16_weights: bool = False  # the optimizer then keeps float32 masters
+    joined: bool = False  # one product for q, k, v and one for gate, up
 
 
 USER = Variant("transformers", theirs=True)
@@ -84,10 +91,15 @@ LADDER = [
     Variant("+ grouped attention", keep=True, fused=True, grouped=True),
     EAGER._replace(name="+ hand-written norm gradient", loss=False),
     EAGER._replace(name="+ loss a few tokens at a time"),
-    COMPILED._replace(name="+ blocks compiled"),
     EAGER._replace(name="aside: bfloat16 residual stream", bf16_residual=True),
-    EAGER._replace(name="aside: whole model compiled", compiled="model"),
+    EAGER._replace(name="aside: weights in bfloat16", bf16_weights=True),
+    EAGER._replace(name="aside: qkv joined, gate-up joined", joined=True),
+    COMPILED._replace(name="+ blocks compiled"),
+    COMPILED._replace(name="aside: blocks, max-autotune", compiled="tuned blocks"),
+    COMPILED._replace(name="aside: whole model compiled", compiled="model"),
 ]
+# All at once would need 50 GB. The first of each later sitting was measured in an earlier one.
+SITTINGS = [LADDER[:5], LADDER[4:9], [LADDER[6], *LADDER[9:]]]
 
 
 def has_bf16() -> bool:
@@ -98,8 +110,41 @@ def has_bf16() -> bool:
 # What runs in a variant's process.
 
 
-def make_step(variant: Variant) -> Callable[[], None]:
-    """Return one training step of a variant, on a batch that never changes."""
+class JoinedAttention(GroupedQueryAttention):
+    """Attention whose queries, keys and values come from one product."""
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (
+            part.view(B, T, -1, self.head_dim).transpose(1, 2)
+            for part in self.qkv_proj(x).split(self.widths, dim=-1)
+        )
+        y = self.attend(self.rope(q), self.rope(k), v)  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+class JoinedSwiGLU(SwiGLU):
+    """An MLP whose gate and values come from one product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+def join(module: nn.Module, names: list[str], name: str, kind: type[nn.Module]) -> None:
+    """Replace linear layers with the same input by one that has all their outputs."""
+    parts = [getattr(module, part).weight for part in names]
+    whole = nn.Linear(parts[0].shape[1], sum(map(len, parts)), bias=False)
+    whole.weight.data = torch.cat([part.data for part in parts])
+    for part in names:
+        delattr(module, part)
+    setattr(module, name, whole)
+    module.widths = [len(part) for part in parts]
+    module.__class__ = kind
+
+
+def make_step(variant: Variant) -> Callable[[], float]:
+    """Return one training step of a variant, on a batch that never changes; it gives the loss."""
     torch.manual_seed(0)
     ours = SmolLM2(CONFIG)
     idx = torch.randint(CONFIG.vocab_size, (B, T + 1))
@@ -122,24 +167,46 @@ def make_step(variant: Variant) -> Callable[[], None]:
                 module.__class__ = FastRMSNorm
             elif variant.loss and isinstance(module, SmolLM2):
                 module.__class__ = FastSmolLM2
-        if variant.bf16_residual:
+        if variant.bf16_residual and has_bf16():
             model.model.embed_tokens.register_forward_hook(lambda *args: args[-1].bfloat16())
+        if variant.joined:
+            for block in model.model.layers:
+                names = ["q_proj", "k_proj", "v_proj"]
+                join(block.self_attn, names, "qkv_proj", JoinedAttention)
+                join(block.mlp, ["gate_proj", "up_proj"], "gate_up_proj", JoinedSwiGLU)
         if variant.compiled == "blocks":
             compile_blocks(model)
+        elif variant.compiled == "tuned blocks":
+            for block in model.model.layers:
+                block.compile(mode="max-autotune-no-cudagraphs")
         elif variant.compiled == "model":
             model.compile()
     del ours
     model.train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=3e-4, **({"fused": True} if variant.fused else {})
-    )
+    weights = list(model.parameters())
+    masters = weights
+    narrow = variant.bf16_weights and has_bf16()
+    if narrow:
+        masters = [nn.Parameter(weight.detach().clone()) for weight in weights]
+        for weight in weights:
+            weight.data = weight.data.bfloat16()
+    optimizer = torch.optim.AdamW(masters, lr=3e-4, **({"fused": True} if variant.fused else {}))
+    autocast = variant.bf16 and has_bf16() and not narrow
 
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=variant.bf16 and has_bf16()):
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = loss_of()
         loss.backward()
+        if narrow:
+            for weight, master in zip(weights, masters, strict=True):
+                master.grad, weight.grad = weight.grad.float(), None
         optimizer.step()
         optimizer.zero_grad()
+        if narrow:
+            with torch.no_grad():
+                for weight, master in zip(weights, masters, strict=True):
+                    weight.copy_(master)
+        return loss.item()
 
     return step
 
@@ -261,17 +328,20 @@ def measure(variants: list[Variant], rounds: int) -> list[Row]:
     return rows
 
 
-def climb(ladder: list[Variant], rounds: int) -> list[Row]:
-    """Measure the ladder in two sittings, since all its rungs at once would need 35 GB.
+def climb(sittings: list[list[Variant]], rounds: int) -> list[Row]:
+    """Measure the ladder in sittings.
 
-    The rung in the middle takes part in both, and what the machine did to it between the two is
-    taken out of the second's seconds.
+    The first of a sitting was measured in an earlier one already, and what the machine did to it
+    between the two is taken out of the later sitting's seconds.
     """
-    middle = len(ladder) // 2
-    lower, upper = measure(ladder[: middle + 1], rounds), measure(ladder[middle:], rounds)
-    drift = lower[-1].seconds / upper[0].seconds
-    print(f"  {ladder[middle].name}: {drift:.3f} times the second sitting", file=sys.stderr)
-    return lower + [row._replace(seconds=row.seconds * drift) for row in upper[1:]]
+    rows: dict[Variant, Row] = {}
+    for variants in sittings:
+        first, *others = measure(variants, rounds)
+        known = rows.setdefault(first.variant, first)
+        drift = known.seconds / first.seconds
+        print(f"  {known.variant.name}: {drift:.3f} times this sitting's", file=sys.stderr)
+        rows |= {row.variant: row._replace(seconds=row.seconds * drift) for row in others}
+    return list(rows.values())
 
 
 def show(rows: list[Row]) -> None:
@@ -341,14 +411,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench_training", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ladder", action="store_true", help="what each change brought")
-    parser.add_argument("--skip-compiled", action="store_true")
+    parser.add_argument("--skip-compiled", action="store_true", help="not with --ladder")
     parser.add_argument("--write", action="store_true", help="keep the result in data/records/")
     options = parser.parse_args()
-    variants = LADDER if options.ladder else [USER, EAGER, COMPILED, HONEST, LIMIT]
+    variants = [USER, EAGER, COMPILED, HONEST, LIMIT]
     if options.skip_compiled:
         variants = [variant for variant in variants if not variant.compiled]
+    if options.ladder and options.skip_compiled:
+        parser.error("--ladder --skip-compiled: the ladder has compiled rungs; leave one out")
     print(machine())
-    rows = (climb if options.ladder else measure)(variants, options.rounds)
+    rows = climb(SITTINGS, options.rounds) if options.ladder else measure(variants, options.rounds)
     show(rows)
     if not options.ladder:
         show_targets(rows)
