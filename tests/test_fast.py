@@ -392,9 +392,9 @@ def test_without_glibc_memory_is_left_alone(monkeypatch):
 def test_all_rungs_of_the_ladder_compute_the_same_training(monkeypatch, bf16):
     """Three losses of each rung on one batch; weights so large that they depend on all pieces.
 
-    In float32 they differ by rounding, which the updates may enlarge: 5e-7 was measured. In bfloat16
-    the noise floor is how far autocast alone takes the plain model; the two rungs that round more
-    are almost twice as far.
+    In float32 they differ by rounding, which the updates may enlarge: 5e-7 was measured. In
+    bfloat16 the noise floor is how far autocast alone takes the plain model; the two rungs that
+    round more are almost twice as far.
     """
     small = dataclasses.replace(SMALL, init_std=0.2, dropout=0.0)
     for name, value in (("CONFIG", small), ("B", 2), ("T", 32)):
