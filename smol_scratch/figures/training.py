@@ -251,7 +251,7 @@ def ladder(rungs: Mapping[str, tuple[float, float]]) -> Figure:
         rungs: name to (tokens a second, peak memory in GB); names that begin with "aside" did not
             become part of the engine.
     """
-    figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.6), sharey=True, width_ratios=[2, 1])
+    figure, (left, right) = new_figure(1, 2, figsize=(7.5, 4.4), sharey=True, width_ratios=[2, 1])
     y = np.arange(len(rungs))
     colours = [COLOURS["other" if name.startswith("aside") else "right"] for name in rungs]
     hatches = ["//" if name.startswith("aside") else "" for name in rungs]
