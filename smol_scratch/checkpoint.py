@@ -234,7 +234,8 @@ def load_checkpoint(
         raise ValueError(
             f"the run in {folder} had {content['world_size']} process(es), this one has "
             f"{processes}: with --batch-size {config.batch_size} for each, an update would no "
-            f"longer be of {sequences} sequences; say --batch-size (or --accumulate) anew"
+            f"longer be of {sequences} sequences; give --batch-size or --accumulate another "
+            f"value, best so that --batch-size × --accumulate × {processes} is {sequences}"
         )
     for name, expected in content["files"].items():
         if not (folder / name).is_file():
@@ -287,7 +288,7 @@ def _set_moments(state: TrainingState, folder: Path, groups: list[dict[str, Any]
 
 
 def _set_generators(state: TrainingState, states: dict[str, Tensor]) -> None:
-    """Go on with each process's own generators; on another number of them only rank 0 knows its."""
+    """Go on with each process's own generators; one that is new keeps the seed that it has."""
     if (mine := states.get(f"rank{state.rank}.cpu")) is not None:
         torch.set_rng_state(mine)
     device = states.get(f"rank{state.rank}.device")

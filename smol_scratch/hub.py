@@ -15,16 +15,10 @@ from torch import Tensor
 from smol_scratch import assets
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.model import SmolLM2
-from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, SmolLM2Tokenizer
+from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, REVISIONS, SmolLM2Tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
-
-# Revisions that were looked at; any other hub name needs one of its own ("name@revision").
-REVISIONS = {
-    HUB_NAME: HUB_REVISION,
-    "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
-}
 
 # Our field for each field of a Llama configuration that says something about the model.
 _FIELDS = {
@@ -270,7 +264,8 @@ def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | 
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     if key in weights:
                         raise assets.CorruptAssetError(f"{folder / name}: {key} appears twice")
-                    weights[key] = file.get_tensor(key).float()
+                    # A copy: the tensor is the file itself, which may be written over later.
+                    weights[key] = file.get_tensor(key).to(torch.float32, copy=True)
         except SafetensorError as error:
             raise assets.CorruptAssetError(f"{folder / name} is damaged: {error}") from error
     _drop_tied_head(folder, config, weights)

@@ -73,13 +73,13 @@ def load_data(
 class Interruption:
     """Remembers Ctrl-C and SIGTERM until the step that is under way has ended.
 
-    A second signal interrupts at once, unless several processes train together: ``torchrun`` sends
-    each signal on, so that Ctrl-C arrives twice.
+    A second signal interrupts at once, but not under ``torchrun``: who manages a job may signal
+    its processes as well as the launcher, which sends the signal on, so that one arrives twice.
+    (The launcher kills them 30 seconds later.)
     """
 
-    def __init__(self, processes: int = 1) -> None:
+    def __init__(self) -> None:
         self.signal: int | None = None
-        self.processes = processes
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -94,7 +94,7 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and self.processes == 1:
+        if self.signal is not None and not dist.is_torchelastic_launched():
             raise KeyboardInterrupt
         self.signal = number
 
@@ -114,7 +114,8 @@ class MetricsFile:
         """
         self.path = path
         config = state.config
-        other = config.ckpt and not config.ckpt.name.startswith(f"{config.save.name}_step_")
+        own = step_folder(config.save, state.step).resolve()
+        other = config.ckpt and config.ckpt.resolve() != own
         if path.exists() and (state.step == 0 or (other and not config.metrics)):
             raise ValueError(
                 f"{path} is already there: remove it, or name another file with --metrics (or this "
@@ -183,16 +184,25 @@ def run(config: TrainingConfig) -> Path:
 def _run(config: TrainingConfig) -> tuple[Path, int | None]:
     first = not dist.is_initialized() or dist.get_rank() == 0
     say = _say if first else _say_nothing
-    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
-        raise ValueError(
-            f"--tracker {config.tracker}: not installed; `pip install {config.tracker}`, or leave "
-            "it out (the CSV is written in any case)"
-        )
+    if config.tracker != "none":
+        spec = importlib.util.find_spec(config.tracker)
+        if spec is None or spec.origin is None:  # a mere folder of that name has no origin
+            raise ValueError(
+                f"--tracker {config.tracker}: not installed; `pip install {config.tracker}`, or "
+                "leave it out (the CSV is written in any case)"
+            )
     if config.save.exists():
+        needed = config.ckpt is not None and config.ckpt.resolve() == config.save.resolve()
+        remedy = " with --save" if needed else ", or remove it"
+        raise ValueError(f"--save {config.save} is already there: name another folder{remedy}")
+    if config.metrics and config.save.resolve() in config.metrics.resolve().parents:
         raise ValueError(
-            f"--save {config.save} is already there: name another folder, or remove it"
+            f"--metrics {config.metrics}: lies in --save {config.save}, which is made at the very "
+            "end; name a file outside"
         )
-    if config.ckpt is None and (earlier := step_folders(config.save)):
+    earlier = step_folders(config.save)
+    own = [folder.resolve() for folder in earlier.values()]
+    if earlier and (config.ckpt is None or config.ckpt.resolve() not in own):
         last = earlier[max(earlier)]
         raise ValueError(
             f"{last} is of an earlier run with this --save: go on with --ckpt {last}, or remove "
@@ -224,7 +234,7 @@ def _consume(
     say = _say if first else _say_nothing
     path = config.metrics or config.save.with_name(config.save.name + ".csv")
     metrics = MetricsFile(path, state) if first else None
-    interruption = Interruption(state.world_size)
+    interruption = Interruption()
     begun, saved = state.step, config.ckpt
     with (
         interruption.watched(),
@@ -260,16 +270,16 @@ def _consume(
                     say(f"saved {saved}")
                     if config.keep is not None and first:
                         remove_old(config.save, config.keep, state.step)
+            held_out = state.held_out_loss()
+            if held_out is not None:
+                say(f"step {state.step} | held-out loss {held_out:.4f} | the end")
+                if metrics:
+                    metrics.write_end(state.step, held_out)
+            save_checkpoint(state, config.save, tokenizer)
+            say(f"saved {config.save}")
         except (DivergedError, OSError) as error:
             at = f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet"
             raise type(error)(f"{error}; {at}") from error
-        held_out = state.held_out_loss()
-        if held_out is not None:
-            say(f"step {state.step} | held-out loss {held_out:.4f} | the end")
-            if metrics:
-                metrics.write_end(state.step, held_out)
-        save_checkpoint(state, config.save, tokenizer)
-        say(f"saved {config.save}")
     return config.save, None
 
 
@@ -343,10 +353,10 @@ def process_group(config: TrainingConfig) -> Iterator[None]:
 def log_line(row: Metrics) -> str:
     """Return a step's metrics as a line."""
     held_out = "" if row.held_out_loss is None else f" | held-out {row.held_out_loss:.4f}"
-    used = "" if row.utilisation is None else f" | {row.utilisation:.0%} of peak"
     return (
         f"step {row.step} | loss {row.loss:.4f}{held_out} | lr {row.learning_rate:.6f} | "
-        f"norm {row.gradient_norm:.2f} | tok/s {row.tokens_per_second:,.1f}{used}"
+        f"norm {row.gradient_norm:.2f} | tok/s {row.tokens_per_second:,.1f} | "
+        f"{row.utilisation:.0%} of peak"
     )
 
 
@@ -356,11 +366,13 @@ def say_start(
     """Say what is about to be trained, on what, and how."""
     config, count = state.config, sum(w.numel() for w in state.model.parameters())
     sizes = f"{config.batch_size} × {config.sequence_length}"
-    if config.accumulate * state.world_size > 1:
-        sizes += f" × {config.accumulate} accumulated × {state.world_size} process(es)"
+    if state.world_size > 1:
+        sizes += f" × {state.world_size} processes"
+    summed = f", {config.accumulate} to an update" if config.accumulate > 1 else ""
     say(f"model: {config.init or config.preset}, {count:,} parameters, on {state.device}")
     say(f"products in {state.precision.dtype}: {state.precision.reason}")
-    say(f"text: {len(tokens):,} tokens, {state.loader.batches_per_pass} batches of {sizes} a pass")
+    batches = f"{state.loader.batches_per_pass} batches of {sizes} a pass{summed}"
+    say(f"text: {len(tokens):,} tokens, {batches}")
     if held_out is None or state.held_out is None:
         say("held out: nothing, so nobody will know what it learns by heart (see --held-out)")
     else:

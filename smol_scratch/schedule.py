@@ -8,8 +8,8 @@ import math
 def cosine(step: int, *, peak: float, minimum: float, warmup: int, total: int) -> float:
     """Rise in a straight line for ``warmup`` steps, then fall along half a cosine.
 
-    The first step has peak / warmup; step ``warmup`` is the first at the peak. From step ``total``
-    on it stays at the minimum, so that a finished run can be continued.
+    The first step has peak / warmup, the last of the rise the peak. From step ``total`` on it stays
+    at the minimum, so that a finished run can be continued.
 
     Args:
         step: updates made before this one.

@@ -24,6 +24,11 @@ from smol_scratch import assets
 # The base model's repository at the revision that everything here was checked against.
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M"
 HUB_REVISION = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
+# Revisions that were looked at; any other hub name needs one of its own ("name@revision").
+REVISIONS = {
+    HUB_NAME: HUB_REVISION,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+}
 
 # SHA-256 over all entries in order and all merges in order, so that each source gives the same.
 VOCABULARY_SHA256 = "466c712f05bc8cf87141b44b671342255af7984e589ef2ec677bda2c341fbfca"
@@ -155,6 +160,7 @@ def tokenizer_for(weights: str | Path | None, vocab_size: int) -> SmolLM2Tokeniz
         name, _, revision = str(weights).partition("@")
         from huggingface_hub import try_to_load_from_cache
 
+        revision = revision or REVISIONS.get(name, "")
         cached = try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
         if isinstance(cached, str):
             return load_tokenizer(cached)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class TrainingConfig:
         eval_interval: steps between looks at the held-out text; 0 never looks.
         eval_sequences: how many sequences of it, from all over it.
         checkpoint_interval: steps between checkpoints; 0 keeps the last one only.
-        keep: how many of the latest step checkpoints to keep; all where not told.
+        keep: how many of the latest step checkpoints to keep; all where never told.
         metrics: CSV file of every step; <save>.csv where not told.
         tracker: tensorboard or trackio, if installed, beside the CSV.
     """
@@ -125,6 +125,10 @@ class TrainingConfig:
     tracker: Literal["none", "tensorboard", "trackio"] = "none"
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                words = ", ".join(get_args(kind))
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {words}")
         for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -471,7 +475,7 @@ class Metrics(NamedTuple):
         learning_rate: of the update.
         gradient_norm: of the whole gradient, before clipping.
         tokens_per_second: of the step, over all devices, evaluation not counted.
-        utilisation: share of the hardware's peak; None where the peak is not known.
+        utilisation: share of the hardware's peak.
     """
 
     step: int
@@ -480,7 +484,7 @@ class Metrics(NamedTuple):
     learning_rate: float
     gradient_norm: float
     tokens_per_second: float
-    utilisation: float | None
+    utilisation: float
 
 
 def train(state: TrainingState, until: int | None = None) -> Iterator[Metrics]:
@@ -535,10 +539,11 @@ def train_step(state: TrainingState) -> tuple[float, float, float]:
     whole = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
     norm = float(whole.full_tensor() if isinstance(whole, DTensor) else whole)
     # The scaler itself skips an update whose gradients overflowed in float16, and halves its
-    # factor; where not even a factor of one helps, they would overflow in any type.
+    # factor; where not even a factor of one helps, float16 is too small for them.
     skipped = state.precision.scaler and scaler.get_scale() > 1
     if not math.isfinite(total) or not (math.isfinite(norm) or skipped):
         state.loader.load_state_dict(place)
+        scaler.update(scaler.get_scale())  # so that it forgets this step
         raise DivergedError(
             f"step {state.step}: loss {float(total)}, gradient norm {norm}: not finite. Nothing "
             "was updated; go on from the last checkpoint with a lower --learning-rate, a longer "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -380,6 +381,17 @@ def test_the_base_model_in_the_local_cache_comes_first(folder, hub_cache, tries)
         assert revision[:7] in loaded.source
     assert "base model" in load_pretrained(quiet=True).source
     assert not tries
+
+
+def test_loaded_weights_do_not_change_with_the_file(folder):
+    """The library's tensors are the file itself, mapped into memory."""
+    model = load_pretrained(folder, quiet=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    file = folder / "model.safetensors"
+    with file.open("r+b") as writer:  # in place, as `cp` does
+        writer.seek(-10_000, os.SEEK_END)
+        writer.write(b"\x00" * 10_000)
+    assert all(torch.equal(before[name], w) for name, w in model.state_dict().items())
 
 
 def test_a_hub_name_needs_a_revision(hub_cache, tries):

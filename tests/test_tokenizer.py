@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from smol_scratch import SmolLM2, SmolLM2Config, assets, load_tokenizer
 from smol_scratch.sharing import export_gguf
-from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, tokenizer_for
+from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, REVISIONS, tokenizer_for
 
 # Every digit by itself, also the raised and the broken ones; blanks before a digit stay together.
 TRICKY = {
@@ -168,9 +168,18 @@ def test_weights_bring_their_own_tokenizer_if_they_have_one(tmp_path, monkeypatc
 def test_weights_on_the_hub_bring_theirs(monkeypatch, tmp_path):
     cached = tmp_path / "tokenizer.json"
     cached.write_text("{}")
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(cached))
-    with pytest.raises(assets.CorruptAssetError, match="cannot be read as a tokenizer"):
-        tokenizer_for("other/llama@0123abc", 49_152)
+    asked = []
+
+    def look(name, file, revision):
+        asked.append((name, revision))
+        return str(cached)
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", look)
+    known = next(name for name in REVISIONS if name.endswith("-Instruct"))
+    for name in ("other/llama@0123abc", known):
+        with pytest.raises(assets.CorruptAssetError, match="cannot be read as a tokenizer"):
+            tokenizer_for(name, 49_152)
+    assert asked == [("other/llama", "0123abc"), (known, REVISIONS[known])]  # as the weights are
 
 
 def test_a_gguf_file_without_a_tokenizer_gets_smollm2s(tmp_path, tokenizer):

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -324,6 +325,9 @@ def test_a_gradient_that_is_no_number_ends_a_float16_run_too():
         losses(state, 20)
     assert state.scaler.get_scale() == 1
     assert same(before, weights(state))
+    state.model.model.norm.weight._backward_hooks.clear()
+    losses(state, 1)  # nothing is left over of the step that failed
+    assert not same(before, weights(state))
 
 
 def test_a_pytorch_that_cannot_be_asked_gets_float32(monkeypatch):
@@ -532,11 +536,13 @@ def test_a_loss_or_gradient_that_is_no_number_changes_nothing(what, accumulate):
         ("beta2", -0.1),
         ("held_out", 1.0),
         ("sequence_length", 2000),
+        ("schedule", "'linear'"),
+        ("tracker", "'wandb'"),
     ],
 )
 def test_an_impossible_recipe_names_field_and_rule(field, value):
     with pytest.raises(ValueError, match=rf"{field}={value}.*(must|lower)"):
-        TrainingConfig(**{field: value})
+        TrainingConfig(**{field: value.strip("'") if isinstance(value, str) else value})
 
 
 def test_texts_that_are_too_short_are_named():
@@ -570,8 +576,9 @@ def test_a_second_signal_interrupts_at_once_and_handlers_are_given_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_signal_that_torchrun_repeats_is_one_signal():
-    interruption = Interruption(processes=2)
+def test_a_signal_that_torchrun_repeats_is_one_signal(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # one process under torchrun is none alone
+    interruption = Interruption()
     with interruption.watched():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -588,11 +595,11 @@ def test_the_metrics_file_drops_the_steps_that_are_made_again(tmp_path):
     metrics.file.write("1")  # of "12,...": a line that a full disk tore
     metrics.file.close()
     state.step = 3
-    MetricsFile(path, state).write(Metrics(3, 1.5, None, 1e-3, 2.0, 100.0, None))
+    MetricsFile(path, state).write(Metrics(3, 1.5, None, 1e-3, 2.0, 100.0, 0.5))
     lines = path.read_text("utf-8").splitlines()
     assert [line.split(",")[0] for line in lines if line[0] != "#"] == ["step", "0", "1", "2", "3"]
     assert lines[1] == ",".join(Metrics._fields)
-    assert lines[-1] == "3,1.5,,0.001,2,100,"
+    assert lines[-1] == "3,1.5,,0.001,2,100,0.5"
     assert re.match(r"# from step 0: .*fp|# from step 0: .*torch", lines[0])
     assert "from step 3" in lines[-2]
     state.step = 0
@@ -649,6 +656,12 @@ def numbers(path: Path) -> list[dict[str, str]]:
     """Return the rows of a metrics file."""
     lines = [line for line in path.read_text("utf-8").splitlines() if line[0] != "#"]
     return list(csv.DictReader(lines))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file under a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): assets.sha256(path) for path in files}
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -746,11 +759,31 @@ def test_a_run_leaves_other_runs_alone(here, capsys):
 
     assert command("--save", "two", "--steps", "3", *often) == 0
     (here / "two").rename(here / "end2")
-    before = (here / "two.csv").read_bytes()
-    more = ("--ckpt", "one_step_1", "--save", "two", "--steps", "4")
-    assert "two.csv is already there" in refused(capsys, *more)
-    assert (here / "two.csv").read_bytes() == before
-    assert command(*more, "--metrics", "other.csv", *often) == 0
+    foreign = ("--ckpt", "one_step_1", "--save", "two", "--steps", "4", *often)
+    same_name = ("--ckpt", "elsewhere/two_step_1", "--save", "two", "--steps", "4", *often)
+    shutil.copytree(here / "one_step_1", here / "elsewhere" / "two_step_1")
+    before = contents(here)
+    reason = "two_step_2 is of an earlier run with this --save"
+    for how in (foreign, same_name):
+        for more in ((), ("--metrics", "other.csv", "--keep", "1")):
+            assert reason in refused(capsys, *how, *more)
+    for step in (1, 2):
+        (here / f"two_step_{step}").rename(here / f"three_step_{step}")
+    before = contents(here)
+    for how in (foreign, same_name):
+        assert "two.csv is already there" in refused(capsys, *how)
+    assert contents(here) == before
+
+    # What is named as the place to go on from is never to be removed.
+    line = refused(capsys, "--ckpt", "end", "--save", "end", "--steps", "4")
+    assert line.endswith("--save end is already there: name another folder with --save")
+    line = refused(capsys, "--ckpt", "end", "--save", "end2", "--steps", "4")
+    assert line.endswith("--save end2 is already there: name another folder, or remove it")
+
+    # A file within the folder that is to be made at the end.
+    line = refused(capsys, "--save", "new", "--metrics", "new/log.csv", "--steps", "4")
+    assert "--metrics new/log.csv: lies in --save new" in line
+    assert contents(here) == before
 
     # A name that begins like this run's, and what a killed run leaves: this one's, and others'.
     longer = here / "one_step_500_more_step_1"
@@ -793,7 +826,15 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(here, capsys, monkeypat
     names = {path.name for path in here.iterdir()}
     assert names == {"text.txt", "checkpoint_step_2", "checkpoint.csv"}
     monkeypatch.chdir(here)
-    assert command("--ckpt", "checkpoint_step_2", "--save", "checkpoint", *often) == 0
+    # And after the last step, before the last checkpoint.
+    room = itertools.chain([10**12], itertools.repeat(1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(room)))
+    more = ("--ckpt", "checkpoint_step_2", "--save", "checkpoint", *often)
+    assert refused(capsys, *more).endswith("the last checkpoint is checkpoint_step_4")
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    more = ("--ckpt", "checkpoint_step_4", "--save", "checkpoint", *often)
+    assert command(*more) == 0
 
 
 def test_rows_go_to_tensorboard(here):
@@ -811,7 +852,7 @@ def test_rows_go_to_trackio(here, monkeypatch):
     """A stand-in with its three functions: the library itself opens a server."""
     seen = []
     stand_in = ModuleType("trackio")
-    stand_in.__spec__ = importlib.machinery.ModuleSpec("trackio", None)
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("trackio", None, origin="here")
     stand_in.init = lambda **how: seen.append(how)
     stand_in.log = lambda row, step: seen.append((step, row["loss"]))
     stand_in.finish = lambda: seen.append("finished")
@@ -826,6 +867,12 @@ def test_a_tracker_that_is_not_installed_leaves_nothing_behind(here, capsys, mon
     monkeypatch.setitem(sys.modules, "trackio", None)
     assert "--tracker trackio: not installed" in refused(capsys, "--tracker", "trackio")
     assert [path.name for path in here.iterdir()] == ["text.txt"]
+    monkeypatch.delitem(sys.modules, "trackio")
+    (here / "trackio").mkdir()  # a folder that happens to have the name
+    monkeypatch.setattr(sys, "path", [str(here)])
+    importlib.invalidate_caches()
+    assert "--tracker trackio: not installed" in refused(capsys, "--tracker", "trackio")
+    assert {path.name for path in here.iterdir()} == {"text.txt", "trackio"}
 
 
 def has_begun(save: str, process: subprocess.Popen) -> bool:
