@@ -209,8 +209,10 @@ def held_out_losses(runs: Mapping[str, Mapping[int, float]]) -> Figure:
                 markersize=3, linewidth=1.2, label=label)  # fmt: skip
         best = min(values, key=values.__getitem__)
         ax.plot(best, values[best], marker, color=COLOURS[colour], markersize=8)
-        ax.annotate(f"{values[best]:.2f}", (best, values[best]), (0, -15), fontsize=9,
-                    textcoords="offset points", color=COLOURS[colour], ha="center")  # fmt: skip
+        below = values[best] == min(run[best] for run in runs.values() if best in run)
+        ax.annotate(f"{values[best]:.2f}", (best, values[best]), (0, -15 if below else 9),
+                    fontsize=9, textcoords="offset points", color=COLOURS[colour],
+                    ha="center")  # fmt: skip
     low = min(min(values.values()) for values in runs.values())
     ax.set(xlabel="step", ylabel="held-out loss (nats a token)", ylim=(low - 0.4, 8))
     ax.legend(fontsize=9)
