@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import platform
 import subprocess
 import sys
@@ -413,3 +414,18 @@ def test_all_rungs_of_the_ladder_compute_the_same_training(monkeypatch, bf16):
     for variant in others:
         for ours, wanted in zip(losses(variant), right, strict=True):
             assert abs(ours - wanted) <= (3 if bf16 else 1) * floor, variant.name
+
+
+def test_the_ladder_is_whole_and_its_sittings_are_put_in_proportion(monkeypatch):
+    """Every sitting here is twice as slow as the one before: the rows must not show it."""
+    slow = itertools.count()
+
+    def measure(variants, rounds):
+        factor = 2 ** next(slow)
+        numbers = [bench.LADDER.index(variant) + 1 for variant in variants]
+        return [bench.Row(v, n * factor, 0.0, 0) for v, n in zip(variants, numbers, strict=True)]
+
+    monkeypatch.setattr(bench, "measure", measure)
+    rows = bench.climb(bench.SITTINGS, 1)
+    assert [row.variant for row in rows] == bench.LADDER
+    assert [row.seconds for row in rows] == list(range(1, len(bench.LADDER) + 1))
