@@ -23,7 +23,7 @@ help:
 	@echo "make lint       ruff, mypy, codespell;  make format: let ruff mend what it can"
 
 notebooks: $(READY)
-	$(PY) -m smol_scratch.notebook run
+	$(PY) -m smol_scratch.course.notebook run
 
 test: $(READY)
 	$(PY) -m pytest -p tests.strict_nbval --nbval --nbval-current-env tests notebooks
@@ -32,26 +32,26 @@ lab: $(READY)
 	$(PY) -m jupyterlab notebooks
 
 refresh: $(READY)
-	$(PY) -m smol_scratch.notebook refresh
+	$(PY) -m smol_scratch.course.notebook refresh
 
 address: $(READY)
-	$(PY) -m smol_scratch.notebook address
+	$(PY) -m smol_scratch.course.notebook address
 
 bugs: $(READY)
 	$(PY) -m tests.planted_bugs --write
 
 report: $(READY)
-	$(PY) -m tests.report
+	$(PY) -m benchmarks.report
 
 bench: $(READY)
-	env -u OMP_WAIT_POLICY $(PY) -m tests.bench_training
-	env -u OMP_WAIT_POLICY $(PY) -m tests.bench_generation
+	env -u OMP_WAIT_POLICY $(PY) -m benchmarks.bench_training
+	env -u OMP_WAIT_POLICY $(PY) -m benchmarks.bench_generation
 
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m codespell_lib README.md CONTRIBUTING.md data/README.md smol_scratch tests
+	$(PY) -m codespell_lib README.md CONTRIBUTING.md data/README.md smol_scratch benchmarks tests
 
 format: $(READY)
 	$(PY) -m ruff check --fix .

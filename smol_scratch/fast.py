@@ -5,7 +5,7 @@ gives the same up to rounding (``tests/test_fast.py``), and is taken only where 
 pay, in time or in memory: ``accelerate`` puts them in, ``restore`` takes them out. On a GPU the
 plain forms stay, since PyTorch has fast kernels for them there.
 
-What each is worth: ``python -m tests.bench_training --ladder``.
+What each is worth: ``python -m benchmarks.bench_training --ladder``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ configuration and quantity, and ours may differ from ``transformers`` by FACTOR 
 
 Why 4: ours against theirs is one more such pair of right programs, whose largest difference is of
 the floor's size but not the floor itself. Over all configurations, quantities and seeds of
-``python -m tests.report`` the ratio stays below 2.5; what is left is for other processors. The
+``python -m benchmarks.report`` the ratio stays below 2.5; what is left is for other processors. The
 gentlest planted bug stands at more than 20 times the floor.
 """
 

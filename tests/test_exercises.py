@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smol_scratch import exercises
+from smol_scratch.course import exercises
 
 NAMES = ("rmsnorm", "rope", "gqa", "swiglu", "block", "assembled", "dataset", "parameters", "flops",
          "training", "generation", "sharing")  # fmt: skip
 CHECKERS = {
     f"{name}.{check}": getattr(module, check)
     for name in NAMES
-    for module in [importlib.import_module(f"smol_scratch.exercises.{name}")]
+    for module in [importlib.import_module(f"smol_scratch.course.exercises.{name}")]
     for check in vars(module)
     if check.startswith("check_")
 }

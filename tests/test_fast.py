@@ -12,10 +12,10 @@ import sys
 import pytest
 import torch
 
+from benchmarks import bench_training as bench
 from smol_scratch import SmolLM2, SmolLM2Config, explicit_attention, fast, fast_attention
 from smol_scratch.fast import FastRMSNorm, FastSmolLM2, accelerate, grouped_attention, restore
 from smol_scratch.model import RMSNorm
-from tests import bench_training as bench
 from tests.checks import SMALL, close, largest, nan_max, randomise
 
 # B, H, G, T, S, D: groups of three, of one, of all; one token; a cache; a scale that is no power

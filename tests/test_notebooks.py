@@ -22,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from nbval.plugin import metadata_tags
 
 import smol_scratch
-from smol_scratch import notebook
+from smol_scratch.course import notebook
 
 ROOT = Path(__file__).parent.parent
 PATHS = notebook.notebooks()
@@ -161,7 +161,7 @@ def definitions(source):
 PACKAGE = {
     name: tree
     for file in sorted((ROOT / "smol_scratch").glob("*.py"))
-    if file.stem not in ("notebook", "__main__", "__init__")
+    if file.stem not in ("__main__", "__init__")
     for name, tree in definitions(file.read_text("utf-8")).items()
     if not name.startswith("_")
 }
@@ -233,7 +233,7 @@ def exercise_cells():
 def verdict(stem, code):
     """Run an exercise's cell with its notebook's checkers, and return what is printed."""
     module = __import__(
-        f"smol_scratch.exercises.{CHECKERS.get(stem, stem[3:])}", fromlist=["check"]
+        f"smol_scratch.course.exercises.{CHECKERS.get(stem, stem[3:])}", fromlist=["check"]
     )
     namespace = {name: getattr(smol_scratch, name) for name in smol_scratch.__all__}
     namespace |= {"math": math, "torch": torch, "nn": torch.nn, "F": torch.nn.functional}

@@ -87,11 +87,20 @@ def test_the_foundation_imports_no_more_than_this(module, libraries, modules):
 
 def test_heavy_libraries_have_one_door():
     assert importers_of("transformers") == {"smol_scratch.hub"}
-    assert all(name.startswith("smol_scratch.figures") for name in importers_of("matplotlib"))
+    assert all(
+        name.startswith("smol_scratch.course.figures") for name in importers_of("matplotlib")
+    )
     assert importers_of("matplotlib")
     assert importers_of("gradio") <= {"smol_scratch.demo"}
     for library in ("IPython", "nbformat", "nbclient"):
-        assert importers_of(library) <= {"smol_scratch.notebook"}, library
+        assert importers_of(library) <= {"smol_scratch.course.notebook"}, library
+
+
+def test_only_the_course_imports_the_course():
+    """Whoever imports the package meets the model, not the walk's furniture."""
+    for module in MODULES:
+        if not module.startswith("smol_scratch.course"):
+            assert not any(name.startswith("course") for name in siblings(module)), module
 
 
 def test_no_module_imports_itself_by_a_detour():
@@ -170,7 +179,7 @@ def test_every_base_dependency_is_imported():
 
 
 def test_every_import_is_declared():
-    with_extras = re.compile(r"smol_scratch\.(hub|notebook|figures.*|demo|run)")
+    with_extras = re.compile(r"smol_scratch\.(hub|course\.notebook|course\.figures.*|demo|run)")
     for module in MODULES:
         declared = BASE.union(*EXTRAS.values()) if with_extras.fullmatch(module) else BASE
         missing = {x for x in third_party(module) if not distributions_of({x}) & declared}

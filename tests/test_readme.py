@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from smol_scratch import SmolLM2Config, accounting, assets, corpus, notebook
+from smol_scratch import SmolLM2Config, accounting, assets, corpus
+from smol_scratch.course import notebook
 from tests.checks import CHECKS
 from tests.planted_bugs import BUGS
 

@@ -20,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from benchmarks import record_names
 from smol_scratch import accounting, assets, run
 from smol_scratch.__main__ import main
 from smol_scratch.config import SmolLM2Config
@@ -41,7 +42,6 @@ from smol_scratch.training import (
     train,
     train_step,
 )
-from tests import record_names
 
 LOG = list(csv.DictReader((assets.records() / "description_log.csv").open(encoding="utf-8")))
 

@@ -1,0 +1,1 @@
+"""What measures and records: speed, long runs, differences. Nothing here is a test."""

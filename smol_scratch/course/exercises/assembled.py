@@ -1,0 +1,105 @@
+"""Checkers for notebook 06, the assembled model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smol_scratch.config import SmolLM2Config
+from smol_scratch.course.exercises import Hint, exercise
+from smol_scratch.model import SmolLM2
+
+
+@exercise
+def check_rows(answer: tuple[int, int]) -> str:
+    """Expect how many rows of the embedding's gradient are not zero: untied, tied.
+
+    The text is 12 tokens long, 9 of them different; the vocabulary has 49,152.
+    """
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise Hint("two numbers in brackets are wanted: (with an untied head, with a tied head)")
+    idx = torch.tensor([[5, 6, 7, 5, 8, 9, 10, 7, 11, 12, 13, 5]])  # 9 different tokens
+    found = []
+    for tied in (False, True):
+        torch.manual_seed(7)
+        model = SmolLM2(SmolLM2Config.preset("tiny", n_layer=1, tie_embeddings=tied))
+        _, loss = model(idx, idx + 100)
+        assert loss is not None
+        loss.backward()
+        gradient = model.model.embed_tokens.weight.grad  # (V, C)
+        found.append(int(gradient.ne(0).any(dim=-1).sum()))
+    untied, tied_rows = answer
+    if untied != found[0]:
+        raise Hint(
+            f"untied, {untied} is not it. The embedding is then used for looking up only: "
+            "which of its rows does the text touch, and how often does each of them count?"
+        )
+    if tied_rows != found[1]:
+        raise Hint(
+            f"tied, {tied_rows} is not it. The matrix is the head too: which rows take part in "
+            "the softmax of even a single prediction?"
+        )
+    return "the lookup moves the rows that were read, the head moves every row there is"
+
+
+@exercise
+def check_cross_entropy(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """Expect a function (logits (N, V), targets (N,)) -> mean surprise; -100 does not count."""
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(6, 11, generator=generator, dtype=torch.double)
+    targets = torch.randint(11, (6,), generator=generator)
+    expected = F.cross_entropy(logits, targets)
+    found = answer(logits.clone(), targets.clone())
+    if not isinstance(found, Tensor) or found.shape != ():
+        raise Hint("return one number, as a tensor without axes: the mean over the tokens")
+    found = found.double()
+    if torch.isclose(found, -expected):
+        raise Hint("the sign: the surprise is minus the logarithm of the probability")
+    if torch.isclose(found, expected * 6):
+        raise Hint("this is the sum over the tokens; the loss is their mean")
+    if not torch.isclose(found, expected):
+        raise Hint(f"off by {(found - expected).abs():.2g} on six random tokens")
+    large = answer(1000 * logits, targets.clone())
+    if not torch.isclose(large.double(), F.cross_entropy(1000 * logits, targets)):
+        raise Hint(
+            "right for small logits, wrong for logits in the thousands: their exponential is "
+            "infinite. What may be subtracted from all logits without changing the softmax?"
+        )
+    targets[1], targets[4] = -100, -100
+    try:
+        masked = answer(logits.clone(), targets.clone())
+    except (IndexError, RuntimeError) as error:
+        raise Hint("a target of -100 is no token: leave such places out first") from error
+    if not torch.isclose(masked.double(), F.cross_entropy(logits, targets)):
+        raise Hint("with two targets of -100, the mean must be over the other four")
+    return "the same as PyTorch's, for large logits and with targets that do not count"
+
+
+@exercise
+def check_start(answer: float) -> str:
+    """Expect the initial standard deviation at which the tiny model starts at ln V + 1."""
+    if not 0 < answer < 2:
+        raise Hint(f"{answer} is out of question; the presets use values between 0.02 and 0.11")
+    config = SmolLM2Config.preset("tiny", init_std=float(answer))
+    generator = torch.Generator().manual_seed(7)
+    excess = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = SmolLM2(config)
+        idx = torch.randint(config.vocab_size, (1, 128), generator=generator)
+        with torch.no_grad():
+            logits = model(idx)[0]
+        # The expected loss where every token is equally likely to come: the mean logit is about 0.
+        surprise = logits.logsumexp(-1).mean() - logits.mean()
+        excess.append(surprise.item() - math.log(config.vocab_size))
+    mean = sum(excess) / len(excess)
+    if abs(mean - 1) > 0.1:
+        raise Hint(
+            f"with {answer} the model starts {mean:.2f} nats above ln V, not 1. The excess is "
+            "half the variance of the logits, and their standard deviation is proportional to it"
+        )
+    return "half the logits' variance is 1 when their standard deviation is the root of 2"
