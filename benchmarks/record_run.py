@@ -1,8 +1,8 @@
 """Write down what a run's checkpoints say: samples, what is copied, and held-out loss by play.
 
-``python -m benchmarks.record_run /path/to/shakespeare --out data/records/full_run_samples.json``
-reads ``/path/to/shakespeare_step_1000`` and so on, and the last checkpoint ``/path/to/shakespeare``. The
-checkpoints themselves stay out of the repository. About a minute for each on two cores.
+``python -m benchmarks.record_run /path/to/run --out data/records/full_run_samples.json`` reads
+``/path/to/run_step_1000`` and so on, and the last checkpoint ``/path/to/run``. The checkpoints
+themselves stay out of the repository. About a minute for each on two cores.
 """
 
 from __future__ import annotations
