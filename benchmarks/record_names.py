@@ -22,7 +22,9 @@ from smol_scratch import SmolLM2, load_pretrained, load_tokenizer
 from smol_scratch.assets import write_atomically
 from smol_scratch.corpus import unseen_plays
 from smol_scratch.evaluation import evenly_spaced
-from smol_scratch.training import TrainingConfig, choose_precision, find_hardware
+from smol_scratch.hardware import choose_precision, find_hardware
+from smol_scratch.recipe import TrainingConfig
+from smol_scratch.training import RunOptions
 
 
 def held_out() -> tuple[Tensor, Tensor]:
@@ -37,7 +39,7 @@ def held_out() -> tuple[Tensor, Tensor]:
     encoded = load_tokenizer().backend.encode(text)
     is_name = [int(named[start]) for start, _ in encoded.offsets]
     config = TrainingConfig()
-    of = (config.sequence_length, config.eval_sequences)
+    of = (config.sequence_length, RunOptions().eval_sequences)
     return evenly_spaced(encoded.ids, *of), evenly_spaced(is_name, *of).bool()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,21 +16,29 @@ import tyro
 from smol_scratch import accounting, assets
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.hub import load_pretrained
+from smol_scratch.recipe import TrainingConfig
 from smol_scratch.tokenizer import tokenizer_for
-from smol_scratch.training import TrainingConfig
+from smol_scratch.training import RunOptions
 
 NAME = "python -m smol_scratch"
 
 
-def train(config: TrainingConfig) -> None:
-    """Train a model: the 135M on tiny Shakespeare unless told otherwise."""
+def train(
+    recipe: TrainingConfig = TrainingConfig(),  # noqa: B008 (frozen)
+    sitting: RunOptions = RunOptions(),  # noqa: B008
+) -> None:
+    """Train a model: the 135M on tiny Shakespeare unless told otherwise.
+
+    The recipe changes what is learned, and a checkpoint carries it. The rest is asked of this
+    sitting alone.
+    """
     from smol_scratch.run import run
 
-    run(config)
+    run(recipe, sitting)
 
 
-def default_recipe(arguments: list[str]) -> TrainingConfig:
-    """Return the recipe of the checkpoint that ``--ckpt`` names, else the description's.
+def defaults(arguments: list[str]) -> tuple[TrainingConfig, RunOptions]:
+    """Return recipe and options of the checkpoint that ``--ckpt`` names, else the usual ones.
 
     Raises:
         OSError, ValueError: when there is no such checkpoint, or it is damaged.
@@ -38,11 +47,15 @@ def default_recipe(arguments: list[str]) -> TrainingConfig:
     parser.add_argument("--ckpt", type=Path)
     folder = parser.parse_known_args(arguments)[0].ckpt
     if folder is None:
-        return TrainingConfig()
+        return TrainingConfig(), RunOptions()
     from smol_scratch.checkpoint import read_state
 
-    of_this_time = {field: getattr(TrainingConfig(), field) for field in ("save", "metrics")}
-    return dataclasses.replace(read_state(folder)["config"], ckpt=folder, **of_this_time)
+    content = read_state(folder)
+    paths = RunOptions(ckpt=folder)  # those of the last sitting were for it alone
+    options = dataclasses.replace(
+        content["options"], ckpt=folder, save=paths.save, metrics=paths.metrics
+    )
+    return content["config"], options
 
 
 def generate(
@@ -310,10 +323,14 @@ def run_command(arguments: list[str]) -> None:
     options = (tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes)
     if arguments[:1] == ["train"]:
         # What a flag left out means depends on the checkpoint.
-        default, name = default_recipe(arguments), f"{NAME} train"
-        train(
-            tyro.cli(TrainingConfig, prog=name, args=arguments[1:], default=default, config=options)
-        )
+        before, asked = defaults(arguments)
+
+        @functools.wraps(train)
+        def command(recipe: TrainingConfig = before, sitting: RunOptions = asked) -> None:
+            train(recipe, sitting)
+
+        del command.__wrapped__  # its defaults would be taken
+        tyro.cli(command, prog=f"{NAME} train", args=arguments[1:], config=options)
         return
     tyro.extras.subcommand_cli_from_dict(
         {

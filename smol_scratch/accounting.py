@@ -7,12 +7,9 @@ operations, a multiplication and an addition counted as two; FLOP/s are operatio
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +21,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from smol_scratch.config import SmolLM2Config
+from smol_scratch.hardware import find_card, peak_flops
 from smol_scratch.model import SmolLM2
 
 
@@ -516,172 +514,6 @@ def attention_crossover(config: SmolLM2Config) -> float:
     products = matrix_products(config, 1, 1, training=False)
     square = sum(p.flops for p in products if p.name in ("scores", "weighted values"))
     return (sum(p.flops for p in products) - square) / square
-
-
-# Hardware.
-
-
-class Card(NamedTuple):
-    """A graphics card as its vendor describes it.
-
-    Attributes:
-        bf16, fp16: tensor-core peak of dense products with float32 sums, TFLOP/s, or None where the
-            units do not exist. Datasheets since Ampere show twice that, for matrices of which half
-            the numbers are zero.
-        fp32: peak of the ordinary units, TFLOP/s. Taken as the peak for training in 16 bits it
-            flatters utilisation by up to thirty times.
-        bandwidth: of the memory, GB/s.
-        watts: board power.
-        device_names: what ``torch.cuda.get_device_name`` says.
-        source: the vendor's document.
-    """
-
-    bf16: float | None
-    fp16: float | None
-    fp32: float
-    bandwidth: int
-    watts: int
-    device_names: tuple[str, ...]
-    source: str
-
-
-CARDS = {
-    "T4": Card(None, 65, 8.1, 320, 70, ("Tesla T4",), "NVIDIA T4 datasheet"),
-    "V100 SXM2": Card(
-        None,
-        125,
-        15.7,
-        900,
-        300,
-        ("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-32GB"),
-        "NVIDIA V100 datasheet",
-    ),
-    "V100 PCIe": Card(
-        None,
-        112,
-        14,
-        900,
-        250,
-        ("Tesla V100-PCIE-16GB", "Tesla V100-PCIE-32GB"),
-        "NVIDIA V100 datasheet",
-    ),
-    "A10": Card(125, 125, 31.2, 600, 150, ("NVIDIA A10",), "NVIDIA A10 datasheet"),
-    "A10G": Card(70, 70, 35, 600, 300, ("NVIDIA A10G",), "NVIDIA A10G for AWS datasheet, 2022"),
-    "L4": Card(121, 121, 30.3, 300, 72, ("NVIDIA L4",), "NVIDIA L4 datasheet"),
-    # GeForce cards sum in float32 at half the rate of their data-centre sisters.
-    "RTX 3090": Card(
-        71,
-        71,
-        35.6,
-        936,
-        350,
-        ("NVIDIA GeForce RTX 3090",),
-        "NVIDIA Ampere GA102 architecture whitepaper, appendix A",
-    ),
-    "RTX 4090": Card(
-        165.2,
-        165.2,
-        82.6,
-        1008,
-        450,
-        ("NVIDIA GeForce RTX 4090",),
-        "NVIDIA Ada architecture whitepaper, appendix A",
-    ),
-    "A100 SXM 40GB": Card(
-        312,
-        312,
-        19.5,
-        1555,
-        400,
-        ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
-        "NVIDIA A100 datasheet",
-    ),
-    "A100 SXM 80GB": Card(
-        312, 312, 19.5, 2039, 400, ("NVIDIA A100-SXM4-80GB",), "NVIDIA A100 datasheet"
-    ),
-    "A100 PCIe 80GB": Card(
-        312, 312, 19.5, 1935, 300, ("NVIDIA A100 80GB PCIe",), "NVIDIA A100 datasheet"
-    ),
-    "H100 SXM": Card(
-        989.4,
-        989.4,
-        66.9,
-        3350,
-        700,
-        ("NVIDIA H100 80GB HBM3",),
-        "NVIDIA H100 architecture whitepaper, table 2; H100 datasheet",
-    ),
-    "H100 PCIe": Card(756, 756, 51, 2000, 350, ("NVIDIA H100 PCIe",), "NVIDIA H100 datasheet"),
-    "H200": Card(989, 989, 67, 4800, 700, ("NVIDIA H200",), "NVIDIA H200 datasheet"),
-    "B200": Card(2250, 2250, 75, 7700, 1000, ("NVIDIA B200",), "NVIDIA Blackwell datasheet"),
-}
-
-
-def find_card(name: str) -> Card:
-    """Return a card by its name in ``CARDS`` or by its CUDA device name.
-
-    Raises:
-        ValueError: for any other name: a guess would make every utilisation a guess.
-    """
-    for known, card in CARDS.items():
-        if name == known or name in card.device_names:
-            return card
-    raise ValueError(
-        f"card {name!r}: its peak is not known; known are {', '.join(CARDS)}. Measure the speed of "
-        "a large matrix product instead, or add the card with its datasheet to accounting.CARDS"
-    )
-
-
-_FIELD_OF = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-
-
-def peak_flops(name: str, dtype: torch.dtype = torch.bfloat16) -> float:
-    """Return the FLOP/s that a card's datasheet promises for dense products in a type.
-
-    Args:
-        name: of the card, as in ``CARDS`` or as CUDA names the device.
-        dtype: bfloat16 or float16 for the tensor cores, float32 for the ordinary units (TF32 is
-            another thing).
-
-    Raises:
-        ValueError: for an unknown card, another type, or one that the card has no units for.
-    """
-    if dtype not in _FIELD_OF:
-        raise ValueError(f"dtype={dtype}: must be one of {', '.join(map(str, _FIELD_OF))}")
-    peak = getattr(find_card(name), _FIELD_OF[dtype])
-    if peak is None:
-        able = [other for other, it in CARDS.items() if getattr(it, _FIELD_OF[dtype]) is not None]
-        raise ValueError(
-            f"card {name!r} has no units for {dtype} (PyTorch may emulate it): use torch.float16, "
-            f"or a card that has: {', '.join(able)}"
-        )
-    return peak * 1e12
-
-
-@lru_cache
-def device_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
-    """Return the FLOP/s that utilisation is measured against.
-
-    A known card's is its datasheet's; float32 products that may be rounded to TF32 run on tensor
-    cores, at half of bfloat16's speed on every card in ``CARDS`` that has them. For a processor,
-    and for a card that is not in ``CARDS``, it is the speed of a large square product, measured
-    once: the best of five.
-    """
-    if device.type == "cuda":
-        with suppress(ValueError):
-            name = torch.cuda.get_device_name(device)
-            if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-                with suppress(ValueError):  # before Ampere there is neither bfloat16 nor TF32
-                    return peak_flops(name, torch.bfloat16) / 2
-            return peak_flops(name, dtype)
-    size = 2048
-    square = torch.ones(size, size, dtype=dtype, device=device)
-    best = 0.0
-    for _ in range(6):
-        start = time.perf_counter()
-        (square @ square)[0, 0].item()  # .item() waits for the device
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
 
 
 class TrainingCost(NamedTuple):

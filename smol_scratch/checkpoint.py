@@ -32,10 +32,13 @@ from torch.distributed.checkpoint.state_dict import (
 from smol_scratch import assets
 from smol_scratch.data import Tokens
 from smol_scratch.hub import load_pretrained, write_model_files
+from smol_scratch.recipe import TrainingConfig
 from smol_scratch.tokenizer import SmolLM2Tokenizer
-from smol_scratch.training import TrainingConfig, TrainingState
+from smol_scratch.training import RunOptions, TrainingState
 
-FORMAT = "smol_scratch checkpoint, version 2"  # version 1 had no SHA-256 of the state itself
+FORMAT = "smol_scratch checkpoint, version 3"
+# In version 2 the options of the sitting stood among the recipe's fields.
+OLDER = "smol_scratch checkpoint, version 2"
 STATE, OPTIMIZER, GENERATORS = (
     "training_state.json",
     "optimizer.safetensors",
@@ -125,7 +128,8 @@ def _write(
             content = {
                 "format": FORMAT,
                 "step": state.step,
-                "config": config_to_json(state.config),
+                "config": fields_to_json(state.config),
+                "options": fields_to_json(state.options),
                 "loader": state.loader.state_dict(),
                 "text_sha256": state.text_sha256,
                 "scaler": state.scaler.state_dict(),
@@ -157,14 +161,16 @@ def _generators(state: TrainingState) -> dict[str, Tensor]:
     return {name: tensor for theirs in every for name, tensor in theirs.items()}
 
 
-def config_to_json(config: TrainingConfig) -> dict[str, Any]:
-    """Return a configuration's fields; paths become strings."""
-    fields = dataclasses.asdict(config)
+def fields_to_json(settings: TrainingConfig | RunOptions) -> dict[str, Any]:
+    """Return the fields of a recipe or of options; paths become strings."""
+    fields = dataclasses.asdict(settings)
     return {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint's ``training_state.json``, with its config as an object.
+    """Return the content of a checkpoint's ``training_state.json``.
+
+    Its ``config`` is an object, a TrainingConfig, and so are its ``options``, RunOptions.
 
     Raises:
         MissingAssetError: when ``folder`` is not there, or holds a model and no training state.
@@ -180,7 +186,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / STATE).read_text("utf-8"))
         found = content["format"]
-        if found != FORMAT:
+        if found not in (FORMAT, OLDER):
             raise assets.CorruptAssetError(f"{folder / STATE}: format {found!r}, not {FORMAT!r}")
         if content.pop("sha256", None) != _digest(content):
             raise assets.CorruptAssetError(
@@ -188,9 +194,14 @@ def read_state(folder: Path) -> dict[str, Any]:
                 "states; go on from an earlier checkpoint"
             )
         fields = content["config"]
-        for name in ("ckpt", "save", "text", "metrics"):
-            fields[name] = None if fields[name] is None else Path(fields[name])
+        if found == OLDER:
+            names = {field.name for field in dataclasses.fields(RunOptions)}
+            content["options"] = {name: fields.pop(name) for name in names & set(fields)}
+        for section in (fields, content["options"]):
+            for name in {"ckpt", "save", "text", "metrics"} & set(section):
+                section[name] = None if section[name] is None else Path(section[name])
         content["config"] = TrainingConfig(**fields)
+        content["options"] = RunOptions(**content["options"])
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, assets.CorruptAssetError):
             raise
@@ -203,6 +214,7 @@ def load_checkpoint(
     tokens: Tokens,
     held_out: Tokens | None = None,
     config: TrainingConfig | None = None,
+    options: RunOptions | None = None,
 ) -> TrainingState:
     """Return the state of a run, ready for the step after the last one made.
 
@@ -211,6 +223,7 @@ def load_checkpoint(
         tokens: the text that the run was begun with.
         held_out: to look at, or None.
         config: the recipe to go on with; the checkpoint's own unless given.
+        options: what is asked of this sitting; the checkpoint's own unless given.
 
     Raises:
         MissingAssetError: when there is no such checkpoint.
@@ -220,7 +233,7 @@ def load_checkpoint(
     """
     content = read_state(folder)
     before: TrainingConfig = content["config"]
-    config = config or before
+    config, options = config or before, options or content["options"]
     for name in FIXED:
         if getattr(config, name) != getattr(before, name):
             raise ValueError(
@@ -246,7 +259,7 @@ def load_checkpoint(
                 "earlier checkpoint"
             )
     model = load_pretrained(folder, quiet=True)
-    state = TrainingState.create(config, tokens, held_out, model=model)
+    state = TrainingState.create(config, tokens, held_out, options, model=model)
     if state.text_sha256 != content["text_sha256"]:
         raise ValueError(
             f"the run in {folder} was begun with another text (its tokens' SHA-256 begins with "

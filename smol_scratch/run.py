@@ -32,22 +32,27 @@ from smol_scratch import assets
 from smol_scratch.checkpoint import load_checkpoint, save_checkpoint
 from smol_scratch.corpus import load_text, unseen_plays
 from smol_scratch.data import Tokens, split
+from smol_scratch.hardware import choose_device, find_hardware
+from smol_scratch.recipe import TrainingConfig
 from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer
 from smol_scratch.training import (
     DivergedError,
     Metrics,
-    TrainingConfig,
+    RunOptions,
     TrainingState,
-    choose_device,
-    find_hardware,
     train,
 )
 
 
 def load_data(
-    config: TrainingConfig, tokenizer: SmolLM2Tokenizer
+    config: TrainingConfig, tokenizer: SmolLM2Tokenizer, look: bool = True
 ) -> tuple[list[int], list[int] | None]:
-    """Return the tokens to train on and the held-out ones, as the configuration says.
+    """Return the tokens to train on and the held-out ones, as the recipe says.
+
+    Args:
+        config: the recipe.
+        tokenizer: for the text.
+        look: whether anything held out will be looked at.
 
     Raises:
         MissingAssetError: when the text, or the plays that are held out, cannot be found.
@@ -56,7 +61,7 @@ def load_data(
     if config.text is None:
         tokens = tokenizer.encode(load_text())
         if not config.held_out:
-            if not config.eval_interval:
+            if not look:
                 return tokens, None
             return tokens, tokenizer.encode("\n".join(unseen_plays().values()))
     else:
@@ -113,10 +118,10 @@ class MetricsFile:
             OSError: when it cannot be written.
         """
         self.path = path
-        config = state.config
-        own = step_folder(config.save, state.step).resolve()
-        other = config.ckpt and config.ckpt.resolve() != own
-        if path.exists() and (state.step == 0 or (other and not config.metrics)):
+        options = state.options
+        own = step_folder(options.save, state.step).resolve()
+        other = options.ckpt and options.ckpt.resolve() != own
+        if path.exists() and (state.step == 0 or (other and not options.metrics)):
             raise ValueError(
                 f"{path} is already there: remove it, or name another file with --metrics (or this "
                 "one, to go on with it after a checkpoint)"
@@ -162,8 +167,8 @@ def describe_run(state: TrainingState) -> str:
     )
 
 
-def run(config: TrainingConfig) -> Path:
-    """Train as the configuration says; return the folder of the last checkpoint.
+def run(config: TrainingConfig, options: RunOptions) -> Path:
+    """Train as the recipe says; return the folder of the last checkpoint.
 
     Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint.
 
@@ -173,53 +178,53 @@ def run(config: TrainingConfig) -> Path:
         DivergedError: when the loss is no longer a number; likewise.
         SystemExit: after an interruption, with 128 + the signal's number, as shells count.
     """
-    with process_group(config):
-        folder, interrupted_by = _run(config)
+    with process_group(options):
+        folder, interrupted_by = _run(config, options)
     # Raised within, it would keep the sharded model alive till Python ends, and gloo aborts then.
     if interrupted_by is not None:
         raise SystemExit(128 + interrupted_by)
     return folder
 
 
-def _run(config: TrainingConfig) -> tuple[Path, int | None]:
+def _run(config: TrainingConfig, options: RunOptions) -> tuple[Path, int | None]:
     first = not dist.is_initialized() or dist.get_rank() == 0
     say = _say if first else _say_nothing
-    if config.tracker != "none":
-        spec = importlib.util.find_spec(config.tracker)
+    if options.tracker != "none":
+        spec = importlib.util.find_spec(options.tracker)
         if spec is None or spec.origin is None:  # a mere folder of that name has no origin
             raise ValueError(
-                f"--tracker {config.tracker}: not installed; `pip install {config.tracker}`, or "
+                f"--tracker {options.tracker}: not installed; `pip install {options.tracker}`, or "
                 "leave it out (the CSV is written in any case)"
             )
-    if config.save.exists():
-        needed = config.ckpt is not None and config.ckpt.resolve() == config.save.resolve()
+    if options.save.exists():
+        needed = options.ckpt is not None and options.ckpt.resolve() == options.save.resolve()
         remedy = " with --save" if needed else ", or remove it"
-        raise ValueError(f"--save {config.save} is already there: name another folder{remedy}")
-    if config.metrics and config.save.resolve() in config.metrics.resolve().parents:
+        raise ValueError(f"--save {options.save} is already there: name another folder{remedy}")
+    if options.metrics and options.save.resolve() in options.metrics.resolve().parents:
         raise ValueError(
-            f"--metrics {config.metrics}: lies in --save {config.save}, which is made at the very "
-            "end; name a file outside"
+            f"--metrics {options.metrics}: lies in --save {options.save}, which is made at the "
+            "very end; name a file outside"
         )
-    earlier = step_folders(config.save)
+    earlier = step_folders(options.save)
     own = [folder.resolve() for folder in earlier.values()]
-    if earlier and (config.ckpt is None or config.ckpt.resolve() not in own):
+    if earlier and (options.ckpt is None or options.ckpt.resolve() not in own):
         last = earlier[max(earlier)]
         raise ValueError(
             f"{last} is of an earlier run with this --save: go on with --ckpt {last}, or remove "
             "it, or name another folder with --save"
         )
     if first:
-        remove_leftovers(config.save)
+        remove_leftovers(options.save)
     tokenizer = load_tokenizer()
-    tokens, held_out = load_data(config, tokenizer)
-    if config.ckpt is None:
-        state = TrainingState.create(config, tokens, held_out)
+    tokens, held_out = load_data(config, tokenizer, options.eval_interval > 0)
+    if options.ckpt is None:
+        state = TrainingState.create(config, tokens, held_out, options)
     else:
-        state = load_checkpoint(config.ckpt, tokens, held_out, config)
-        say(f"checkpoint {config.ckpt}: {state.step} steps were made")
+        state = load_checkpoint(options.ckpt, tokens, held_out, config, options)
+        say(f"checkpoint {options.ckpt}: {state.step} steps were made")
         if config.steps <= state.step:
             raise ValueError(
-                f"--steps {config.steps}: counts from the run's beginning, and {config.ckpt} "
+                f"--steps {config.steps}: counts from the run's beginning, and {options.ckpt} "
                 f"has made {state.step} already; ask for more"
             )
     say_start(state, tokens, held_out, say)
@@ -230,15 +235,15 @@ def _consume(
     state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool
 ) -> tuple[Path, int | None]:
     """Train; return the folder of the last checkpoint, and the signal that ended it, if any."""
-    config = state.config
+    config, options = state.config, state.options
     say = _say if first else _say_nothing
-    path = config.metrics or config.save.with_name(config.save.name + ".csv")
+    path = options.metrics or options.save.with_name(options.save.name + ".csv")
     metrics = MetricsFile(path, state) if first else None
     interruption = Interruption()
-    begun, saved = state.step, config.ckpt
+    begun, saved = state.step, options.ckpt
     with (
         interruption.watched(),
-        tracking(config if first else None) as track,
+        tracking(options if first else None) as track,
         tqdm(
             total=config.steps, initial=state.step, unit="step", disable=None if first else True
         ) as bar,
@@ -250,37 +255,37 @@ def _consume(
                     metrics.write(row)
                 track(row)
                 looked = row.held_out_loss is not None
-                if looked or row.step % config.log_interval == 0 or row.step == begun:
+                if looked or row.step % options.log_interval == 0 or row.step == begun:
                     say(log_line(row))
                 stop = _any_process(interruption.signal is not None, state)
                 if stop and state.step < config.steps:
-                    folder = step_folder(config.save, state.step)
+                    folder = step_folder(options.save, state.step)
                     save_checkpoint(state, folder, tokenizer, replace=True)
                     saved = folder
-                    words = ["--ckpt", str(saved), "--save", str(config.save)]
-                    if config.metrics is not None:
-                        words += ["--metrics", str(config.metrics)]
+                    words = ["--ckpt", str(saved), "--save", str(options.save)]
+                    if options.metrics is not None:
+                        words += ["--metrics", str(options.metrics)]
                     say(f"interrupted; saved {saved}. To go on: {shlex.join(words)}")
                     return saved, interruption.signal or signal.SIGTERM
-                interval = config.checkpoint_interval
+                interval = options.checkpoint_interval
                 if interval and state.step % interval == 0 and state.step < config.steps:
-                    folder = step_folder(config.save, state.step)
+                    folder = step_folder(options.save, state.step)
                     save_checkpoint(state, folder, tokenizer, replace=True)
                     saved = folder
                     say(f"saved {saved}")
-                    if config.keep is not None and first:
-                        remove_old(config.save, config.keep, state.step)
+                    if options.keep is not None and first:
+                        remove_old(options.save, options.keep, state.step)
             held_out = state.held_out_loss()
             if held_out is not None:
                 say(f"step {state.step} | held-out loss {held_out:.4f} | the end")
                 if metrics:
                     metrics.write_end(state.step, held_out)
-            save_checkpoint(state, config.save, tokenizer)
-            say(f"saved {config.save}")
+            save_checkpoint(state, options.save, tokenizer)
+            say(f"saved {options.save}")
         except (DivergedError, OSError) as error:
             at = f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet"
             raise type(error)(f"{error}; {at}") from error
-    return config.save, None
+    return options.save, None
 
 
 def step_folder(save: Path, step: int) -> Path:
@@ -335,12 +340,12 @@ def _any_process(mine: bool, state: TrainingState) -> bool:
 
 
 @contextlib.contextmanager
-def process_group(config: TrainingConfig) -> Iterator[None]:
+def process_group(options: RunOptions) -> Iterator[None]:
     """Join the other processes where ``torchrun`` started several; else do nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    device = choose_device(config.device)
+    device = choose_device(options.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -377,20 +382,20 @@ def say_start(
         say("held out: nothing, so nobody will know what it learns by heart (see --held-out)")
     else:
         used = state.held_out[:, 1:].numel()
-        every = f"{used:,} are looked at every {config.eval_interval} steps"
+        every = f"{used:,} are looked at every {state.options.eval_interval} steps"
         say(f"held out: {len(held_out):,} tokens, of which {every}")
     say(f"steps {state.step} → {config.steps}")
 
 
 @contextlib.contextmanager
-def tracking(config: TrainingConfig | None) -> Iterator[Callable[[Metrics], None]]:
+def tracking(options: RunOptions | None) -> Iterator[Callable[[Metrics], None]]:
     """Yield what shows a row in TensorBoard or trackio, or, where neither is asked for, nothing."""
-    if config is None or config.tracker == "none":
+    if options is None or options.tracker == "none":
         yield lambda row: None
-    elif config.tracker == "tensorboard":
+    elif options.tracker == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(f"{config.save}_tensorboard") as writer:
+        with SummaryWriter(f"{options.save}_tensorboard") as writer:
 
             def show(row: Metrics) -> None:
                 for name, value in _numbers(row).items():
@@ -400,7 +405,7 @@ def tracking(config: TrainingConfig | None) -> Iterator[Callable[[Metrics], None
     else:
         import trackio
 
-        trackio.init(project="smol_scratch", name=config.save.name)
+        trackio.init(project="smol_scratch", name=options.save.name)
         try:
             yield lambda row: trackio.log(_numbers(row), step=row.step)
         finally:

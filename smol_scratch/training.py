@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +22,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from smol_scratch import accounting, fast
-from smol_scratch.config import SmolLM2Config
+from smol_scratch import accounting, fast, hardware
 from smol_scratch.data import DataLoaderLite, Tokens
 from smol_scratch.evaluation import evenly_spaced, mean_loss
+from smol_scratch.fields import check, number
+from smol_scratch.hardware import Precision, choose_device, choose_precision, find_hardware
 from smol_scratch.hub import load_pretrained
 from smol_scratch.model import SmolLM2
-from smol_scratch.schedule import cosine, warmup_stable_decay
+from smol_scratch.recipe import TrainingConfig
 
 
 class DivergedError(ArithmeticError):
@@ -37,41 +37,14 @@ class DivergedError(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """A run's recipe, which its checkpoints carry, and what is asked of it this time.
+class RunOptions:
+    """What is asked of one sitting of a run; none of it changes what is learned.
 
-    The defaults repeat the description's run: AdamW with weight decay on all parameters, batches of
-    4 × 256 tokens in the order of the text, cosine from 3e-4 to 3e-5 with 100 steps of warm-up.
+    A checkpoint remembers all but the paths, so that a resumed run goes on as it was begun.
 
     Attributes:
-        steps: updates in all, those before a resumed checkpoint included.
         ckpt: checkpoint folder to go on from.
         save: folder of the last checkpoint; earlier ones get its name and _step_N.
-        preset: shape of the model.
-        init: weights to start from (a folder, a .gguf file, a hub name) in place of random ones.
-        block_size: longest sequence that the model will accept.
-        init_std: standard deviation of the random initial weights.
-        dropout: probability of dropping an attention weight.
-        text: file to train on in place of tiny Shakespeare.
-        held_out: share cut off the text's end and never trained on. With 0, tiny Shakespeare is
-            trained on whole, as in the description, and plays that it lacks are held out.
-        batch_size: sequences in a batch, on each device.
-        sequence_length: tokens in a sequence.
-        accumulate: batches whose gradients are summed for one update.
-        learning_rate: at its peak.
-        min_learning_rate: at the schedule's end.
-        warmup_steps: steps to the peak.
-        lr_schedule: whether the learning rate moves; off, it stays at its peak.
-        schedule: cosine (the description's) or wsd: warm-up, stable, decay (SmolLM2's own).
-        schedule_steps: length of the schedule where it is not --steps; a resumed run keeps it.
-        decay_steps: length of wsd's fall; a fifth of the schedule where not told.
-        weight_decay: of AdamW.
-        decay_matrices_only: leave norm weights out of weight decay.
-        beta1: AdamW's memory of the gradient.
-        beta2: AdamW's memory of its square.
-        clip: largest norm of the whole gradient.
-        seed: of the initial weights and of dropout.
-        precision: of the matrix products; auto looks at the hardware.
         device: cpu, cuda or mps; auto takes the best.
         fast: use the accelerated pieces of fast.py where they pay.
         compile: compile each block, which costs some seconds at the start.
@@ -83,212 +56,27 @@ class TrainingConfig:
         keep: how many of the latest step checkpoints to keep; all where never told.
         metrics: CSV file of every step; <save>.csv where not told.
         tracker: tensorboard or trackio, if installed, beside the CSV.
+
+    Raises:
+        ValueError: for an impossible value, naming field, value and rule.
     """
 
-    steps: int = 5000
     ckpt: Path | None = None
     save: Path = Path("checkpoint")
-    preset: Literal["135M", "360M", "1.7B", "13M", "tiny"] = "135M"
-    init: str | None = None
-    block_size: int = 1024
-    init_std: float = 0.02
-    dropout: float = 0.0
-    text: Path | None = None
-    held_out: float = 0.0
-    batch_size: int = 4
-    sequence_length: int = 256
-    accumulate: int = 1
-    learning_rate: float = 3e-4
-    min_learning_rate: float = 3e-5
-    warmup_steps: int = 100
-    lr_schedule: bool = True
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    schedule_steps: int | None = None
-    decay_steps: int | None = None
-    weight_decay: float = 0.1
-    decay_matrices_only: bool = False
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
-    seed: int = 1337
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     fast: bool = True
     compile: bool = False
     shard: bool = False
-    log_interval: int = 100
-    eval_interval: int = 100
-    eval_sequences: int = 48
-    checkpoint_interval: int = 1000
-    keep: int | None = None
+    log_interval: int = number(100, least=1)
+    eval_interval: int = number(100, least=0)
+    eval_sequences: int = number(48, least=1)
+    checkpoint_interval: int = number(1000, least=0)
+    keep: int | None = number(None, least=1)
     metrics: Path | None = None
     tracker: Literal["none", "tensorboard", "trackio"] = "none"
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                words = ", ".join(get_args(kind))
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {words}")
-        for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("warmup_steps", "eval_interval", "checkpoint_interval"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("eval_sequences", "keep", "schedule_steps", "decay_steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        if not 0 <= self.min_learning_rate <= self.learning_rate < math.inf:
-            raise ValueError(
-                f"learning_rate={self.learning_rate}, min_learning_rate={self.min_learning_rate}: "
-                "must be finite, not negative, and the minimum not above the peak"
-            )
-        if not (self.clip > 0 and 0 <= self.weight_decay < math.inf):
-            raise ValueError(
-                f"clip={self.clip}, weight_decay={self.weight_decay}: the first must be above 0, "
-                "the second 0 or more"
-            )
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(f"beta1={self.beta1}, beta2={self.beta2}: must be in [0, 1)")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out={self.held_out}: must be at least 0 and below 1")
-        if self.decay_steps is not None:
-            if self.schedule != "wsd":
-                raise ValueError(f"decay_steps={self.decay_steps}: only schedule='wsd' has a decay")
-            total = self.schedule_steps or self.steps
-            if self.warmup_steps + self.decay_steps > total:
-                raise ValueError(
-                    f"warmup_steps={self.warmup_steps}, decay_steps={self.decay_steps}: together "
-                    f"longer than the schedule of {total} steps"
-                )
-        if self.init is not None:
-            for name in ("preset", "block_size", "init_std"):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise ValueError(
-                        f"{name}={getattr(self, name)!r}: the weights of init={self.init!r} have "
-                        "their own; leave it out"
-                    )
-        elif self.sequence_length > self.block_size:
-            raise ValueError(
-                f"sequence_length={self.sequence_length}: the model takes at most "
-                f"block_size={self.block_size}; lower the one or raise the other"
-            )
-
-    def model_config(self) -> SmolLM2Config:
-        """Return the shape of the model to be trained from scratch."""
-        return SmolLM2Config.preset(
-            self.preset, block_size=self.block_size, init_std=self.init_std, dropout=self.dropout
-        )
-
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of the update that follows ``step`` others."""
-        if not self.lr_schedule:
-            return self.learning_rate
-        total = self.schedule_steps or self.steps
-        peak, minimum, warmup = self.learning_rate, self.min_learning_rate, self.warmup_steps
-        if self.schedule == "cosine":
-            return cosine(step, peak=peak, minimum=minimum, warmup=warmup, total=total)
-        decay = self.decay_steps or max(total // 5, 1)
-        return warmup_stable_decay(
-            step, peak=peak, minimum=minimum, warmup=warmup, total=total, decay=decay
-        )
-
-
-# Precision: chosen by what the hardware has, never by what PyTorch can emulate.
-
-
-class Hardware(NamedTuple):
-    """What decides the precision.
-
-    Attributes:
-        kind: cpu, cuda or mps.
-        name: for people.
-        capability: CUDA's compute capability, (0, 0) elsewhere.
-        bf16: whether a CPU has bfloat16 products.
-    """
-
-    kind: str
-    name: str
-    capability: tuple[int, int] = (0, 0)
-    bf16: bool = False
-
-
-def find_hardware(device: torch.device) -> Hardware:
-    """Look at a device."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return Hardware("cuda", name, torch.cuda.get_device_capability(device))
-    if device.type == "cpu":
-        # PyTorch before 2.11 cannot be asked.
-        has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        bf16 = any(has.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
-        return Hardware("cpu", f"{has.get('cpu_name', 'CPU')}", bf16=bf16)
-    return Hardware(device.type, device.type)
-
-
-class Precision(NamedTuple):
-    """The type of the matrix products; weights and optimizer stay in float32.
-
-    Attributes:
-        dtype: of the products; float32 means no autocast.
-        scaler: whether gradients need scaling, lest they vanish in float16.
-        reason: why, for people.
-    """
-
-    dtype: torch.dtype
-    scaler: bool
-    reason: str
-
-
-def choose_precision(hardware: Hardware, wanted: str = "auto") -> Precision:
-    """Choose the type of the matrix products, and say why.
-
-    Tensor cores for bfloat16 came with capability 8.0 (Ampere). A T4 (7.5) or V100 (7.0) has them
-    for float16 alone: PyTorch reports bfloat16 there as supported, and emulates it slowly.
-
-    Args:
-        hardware: from ``find_hardware``.
-        wanted: auto, bf16, fp16 or fp32; anything but auto is done as asked.
-
-    Raises:
-        ValueError: for another word.
-    """
-    kind, name, capability, cpu_bf16 = hardware
-    has_bf16 = cpu_bf16 if kind == "cpu" else kind == "cuda" and capability >= (8, 0)
-    if wanted == "auto":
-        if has_bf16:
-            return Precision(torch.bfloat16, False, f"{name} has bfloat16 units")
-        if kind == "cuda" and capability >= (7, 0):
-            reason = f"{name} (capability {capability[0]}.{capability[1]}) has float16 units only"
-            return Precision(torch.float16, True, reason)
-        return Precision(torch.float32, False, f"{name} has no units for 16 bits that we know of")
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    if wanted not in types:
-        raise ValueError(f"precision={wanted!r}: must be auto, {', '.join(types)}")
-    reason = "as asked"
-    if wanted == "bf16" and not has_bf16:
-        reason += f", though {name} can only emulate it"
-    return Precision(types[wanted], wanted == "fp16", reason)
-
-
-def choose_device(wanted: str = "auto") -> torch.device:
-    """Return the device to train on; with several processes, this process's own.
-
-    Raises:
-        ValueError: when the one asked for is not there.
-    """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    kind = next(kind for kind, there in available.items() if there) if wanted == "auto" else wanted
-    if not available.get(kind, False):
-        raise ValueError(f"device={wanted!r}: not available to this PyTorch; use auto or cpu")
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind)
-
-
-# The state of a run.
+        check(self)
 
 
 @dataclass
@@ -297,6 +85,7 @@ class TrainingState:
 
     Attributes:
         config: the recipe.
+        options: what is asked of this sitting.
         model: its float32 weights are what is trained.
         optimizer: AdamW with its two moments.
         loader: knows the place in the text.
@@ -310,6 +99,7 @@ class TrainingState:
     """
 
     config: TrainingConfig
+    options: RunOptions
     model: SmolLM2
     optimizer: torch.optim.Optimizer
     loader: DataLoaderLite
@@ -328,6 +118,7 @@ class TrainingState:
         config: TrainingConfig,
         tokens: Tokens,
         held_out: Tokens | None = None,
+        options: RunOptions = RunOptions(),
         *,
         model: SmolLM2 | None = None,
     ) -> TrainingState:
@@ -340,12 +131,13 @@ class TrainingState:
             config: the recipe.
             tokens: to train on.
             held_out: to look at, or None.
+            options: what is asked of this sitting.
             model: weights to start from, in place of ``config.init`` or random ones.
 
         Raises:
             ValueError: for a text shorter than a batch, or hardware that is not there.
         """
-        device = choose_device(config.device)
+        device = choose_device(options.device)
         rank, world_size = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
@@ -353,8 +145,8 @@ class TrainingState:
             tokens, config.batch_size, config.sequence_length, rank=rank, world_size=world_size
         )
         rows = None
-        if held_out is not None and config.eval_interval:
-            rows = evenly_spaced(held_out, config.sequence_length, config.eval_sequences)
+        if held_out is not None and options.eval_interval:
+            rows = evenly_spaced(held_out, config.sequence_length, options.eval_sequences)
         if config.schedule_steps is None:
             config = replace(config, schedule_steps=config.steps)
 
@@ -374,15 +166,16 @@ class TrainingState:
         model.to(device)
         if world_size > 1:
             torch.manual_seed(config.seed + rank)  # each process drops other weights
-        if config.fast:
+        if options.fast:
             fast.keep_freed_memory()
             fast.accelerate(model)
-        if config.compile:
+        if options.compile:
             fast.compile_blocks(model)
-        forward = distribute(model, config.shard) if world_size > 1 else model
+        forward = distribute(model, options.shard) if world_size > 1 else model
         precision = choose_precision(find_hardware(device), config.precision)
         return cls(
             config=config,
+            options=options,
             model=model,
             optimizer=make_optimizer(model, config),
             loader=loader,
@@ -412,7 +205,7 @@ class TrainingState:
             return None
         dtype = None if self.precision.dtype == torch.float32 else self.precision.dtype
         # All processes of a sharded model must compute together, so all see all rows.
-        module = self.forward if self.config.shard else self.model
+        module = self.forward if self.options.shard else self.model
         return mean_loss(module, self.held_out, self.config.batch_size, dtype)
 
 
@@ -496,14 +289,14 @@ def train(state: TrainingState, until: int | None = None) -> Iterator[Metrics]:
     Raises:
         DivergedError: when loss or gradient is not finite; the weights stay those before the step.
     """
-    config = state.config
+    config, every = state.config, state.options.eval_interval
     until = config.steps if until is None else until
     palm = sum(accounting.palm_flops(state.model.config, config.sequence_length).values())
-    peak = accounting.device_peak(state.device, state.precision.dtype) * state.world_size
+    peak = hardware.device_peak(state.device, state.precision.dtype) * state.world_size
     tokens = state.loader.step * config.accumulate
     state.model.train()
     while state.step < until:
-        look = config.eval_interval and state.step % config.eval_interval == 0
+        look = every and state.step % every == 0
         held_out = state.held_out_loss() if look else None
         start = time.perf_counter()
         loss, rate, norm = train_step(state)
@@ -525,9 +318,9 @@ def train_step(state: TrainingState) -> tuple[float, float, float]:
     optimizer.zero_grad()
     place = state.loader.state_dict()
     total = torch.zeros((), device=state.device)
-    for number in range(config.accumulate):
-        x, y = (part.to(state.device) for part in state.loader.next_batch())  # (B, T) each
-        with _averaging(state, last=number == config.accumulate - 1):
+    for part in range(config.accumulate):
+        x, y = (t.to(state.device) for t in state.loader.next_batch())  # (B, T) each
+        with _averaging(state, last=part == config.accumulate - 1):
             with state.autocast():
                 loss = state.forward(x, y)[1] / config.accumulate
             scaler.scale(loss).backward()
@@ -559,7 +352,7 @@ def _averaging(state: TrainingState, last: bool) -> AbstractContextManager[Any]:
     """Let processes exchange gradients only with the last batch of an update."""
     if state.world_size == 1:
         return nullcontext()
-    if state.config.shard:
+    if state.options.shard:
         state.forward.set_requires_gradient_sync(last)  # type: ignore[operator]
         return nullcontext()
     return nullcontext() if last else state.forward.no_sync()  # type: ignore[operator]

@@ -12,15 +12,12 @@ from safetensors.torch import save_file
 from smol_scratch import KVCache, SmolLM2, SmolLM2Config
 from smol_scratch.__main__ import main
 from smol_scratch.accounting import (
-    CARDS,
     PRODUCT_TYPES,
     activations,
     attention_crossover,
     chinchilla_tokens,
     counted_flops,
     counted_parameters,
-    device_peak,
-    find_card,
     kv_cache_bytes,
     masked_flops,
     matrix_products,
@@ -30,13 +27,13 @@ from smol_scratch.accounting import (
     palm_flops,
     parameter_table,
     parameters,
-    peak_flops,
     ratios,
     total_parameters,
     training_cost,
     training_memory,
     training_runs,
 )
+from smol_scratch.hardware import CARDS, device_peak, find_card, peak_flops
 from smol_scratch.hub import config_to_hf
 
 WALKTHROUGH = SmolLM2Config()

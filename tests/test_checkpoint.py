@@ -26,9 +26,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from smol_scratch import accounting, assets, checkpoint
+from smol_scratch import assets, checkpoint, hardware
 from smol_scratch.checkpoint import (
     GENERATORS,
+    OLDER,
     OPTIMIZER,
     STATE,
     _digest,
@@ -89,7 +90,7 @@ def go_on(state: TrainingState, steps: int) -> list[str]:
 
 def resume_all(folder: Path) -> None:
     """In a fresh process: go on from every case's checkpoint and print what came out."""
-    accounting.device_peak = lambda *_: 1e12
+    hardware.device_peak = lambda *_: 1e12
     found = {}
     for name in CASES:
         state = load_checkpoint(folder / name, TOKENS, HELD_OUT)
@@ -111,7 +112,7 @@ def fresh_process(call: str, timeout: float = 300) -> str:
 @pytest.fixture(autouse=True)
 def peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare each run the second in which it measures the processor."""
-    monkeypatch.setattr(accounting, "device_peak", lambda *_: 1e12)
+    monkeypatch.setattr(hardware, "device_peak", lambda *_: 1e12)
 
 
 # Exact resume
@@ -123,7 +124,7 @@ def both_ways(tmp_path_factory) -> tuple[dict[str, list[str]], dict[str, list[st
     folder = tmp_path_factory.mktemp("resume")
     straight = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accounting, "device_peak", lambda *_: 1e12)
+        patch.setattr(hardware, "device_peak", lambda *_: 1e12)
         for name, how in CASES.items():
             state = begin(held_out=HELD_OUT, **how)
             losses(state, FIRST)
@@ -278,7 +279,7 @@ def kill_while_saving(folder: Path, times: int) -> None:
     says through a pipe which saves have ended.
     """
     torch.set_num_threads(1)
-    accounting.device_peak = lambda *_: 1e12
+    hardware.device_peak = lambda *_: 1e12
     state = begin()
     losses(state, 1)
     start = time.perf_counter()
@@ -354,7 +355,7 @@ def good(tmp_path_factory) -> Path:
     """A checkpoint after two steps. Nobody may change it."""
     folder = tmp_path_factory.mktemp("good") / "run_step_2"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accounting, "device_peak", lambda *_: 1e12)
+        patch.setattr(hardware, "device_peak", lambda *_: 1e12)
         state = begin(dropout=0.1)
         losses(state, 2)
         save_checkpoint(state, folder)
@@ -561,7 +562,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_checkpoint(tmp_path, 
 
 def write_past_the_limit(folder: Path) -> None:
     """Save where the system itself refuses more than 40 kB a file, after one save without it."""
-    accounting.device_peak = lambda *_: 1e12
+    hardware.device_peak = lambda *_: 1e12
     state = begin()
     losses(state, 1)
     save_checkpoint(state, folder / "c")
@@ -616,3 +617,18 @@ def test_nothing_is_pickled(good):
     for path in good.iterdir():
         assert path.suffix in (".json", ".safetensors")
         assert not path.read_bytes().startswith((b"\x80", b"PK"))
+
+
+def test_a_checkpoint_of_version_2_still_loads(good, tmp_path):
+    """There the options of the sitting stood among the recipe's fields."""
+    old = tmp_path / "old"
+    shutil.copytree(good, old)
+    content = json.loads((old / STATE).read_text("utf-8"))
+    del content["sha256"]
+    content["format"] = OLDER
+    content["config"] |= content.pop("options")
+    content["sha256"] = checkpoint._digest(content)
+    (old / STATE).write_text(json.dumps(content), "utf-8")
+    expected, found = read_state(good), read_state(old)
+    assert (found["config"], found["options"]) == (expected["config"], expected["options"])
+    assert load_checkpoint(old, TOKENS).step == load_checkpoint(good, TOKENS).step

@@ -22,11 +22,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from smol_scratch import accounting
+from smol_scratch import hardware
 from smol_scratch.__main__ import main
 from smol_scratch.checkpoint import load_checkpoint, read_state, save_checkpoint
 from smol_scratch.training import DivergedError, TrainingState, train
-from tests.test_training import SMALL, TOKENS, WORDS, begin, numbers
+from tests.test_training import SMALL, TOKENS, WORDS, begin, numbers, with_changes
 
 pytestmark = pytest.mark.skipif(
     not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
@@ -56,14 +56,14 @@ def follow(state: TrainingState, steps: int) -> list[float]:
 
 
 def recipe(folder: Path, **changes: object):
-    """Return a checkpoint's recipe with changes."""
-    before = read_state(folder)["config"]
-    return type(before)(**{**vars(before), **changes})
+    """Return a checkpoint's recipe and options with changes."""
+    content = read_state(folder)
+    return with_changes(content["config"], content["options"], changes)
 
 
 def work(folder: Path) -> None:
     """In each of two processes: make all runs; the first process writes down what it saw."""
-    accounting.device_peak = lambda *_: 1e12
+    hardware.device_peak = lambda *_: 1e12
     dist.init_process_group("gloo")
     found: dict[str, object] = {}
     for name, how in TWO.items():
@@ -74,7 +74,7 @@ def work(folder: Path) -> None:
         save_checkpoint(state, folder / name)
 
         go_on = recipe(folder / "one, first half", **how)
-        state = load_checkpoint(folder / "one, first half", TEXT, HELD_OUT, go_on)
+        state = load_checkpoint(folder / "one, first half", TEXT, HELD_OUT, *go_on)
         found[f"one, then {name}"] = follow(state, THEN)
 
     for shard in (False, True):
@@ -120,7 +120,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE
 
 @pytest.fixture(autouse=True)
 def peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounting, "device_peak", lambda *_: 1e12)
+    monkeypatch.setattr(hardware, "device_peak", lambda *_: 1e12)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def folder(tmp_path_factory) -> Path:
     """One process's run, first half and whole, and all that two made."""
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accounting, "device_peak", lambda *_: 1e12)
+        patch.setattr(hardware, "device_peak", lambda *_: 1e12)
         # As two processes would, but by one: what differs from batches of 4 is rounding alone.
         for name, how in {
             "one": {"batch_size": 4},
@@ -164,7 +164,7 @@ def apart(folder: Path, one: str, other: str) -> float:
     """Return the largest difference between two checkpoints' weights, and between their moments."""
     alone = {"batch_size": 4, "accumulate": 1, "shard": False}
     states = [
-        load_checkpoint(place, TEXT, config=recipe(place, **alone))
+        load_checkpoint(place, TEXT, None, *recipe(place, **alone))
         for place in (folder / one, folder / other)
     ]
     parts = [
@@ -195,7 +195,7 @@ def test_two_processes_are_one_at_the_same_global_batch(folder, found, name):
 def test_a_checkpoint_written_by_two_resumes_on_one(folder, name):
     first = folder / f"{name}, first half"
     go_on = recipe(first, batch_size=4, accumulate=1, shard=False)
-    state = load_checkpoint(first, TEXT, HELD_OUT, go_on)
+    state = load_checkpoint(first, TEXT, HELD_OUT, *go_on)
     assert follow(state, THEN) == pytest.approx(read(folder, "one")[1], rel=5e-6)
 
 

@@ -72,6 +72,10 @@ def siblings(module: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "libraries", "modules"),
     [
+        ("fields", set(), set()),
+        ("schedule", set(), set()),
+        ("hardware", {"torch"}, set()),
+        ("recipe", set(), {"config", "fields", "schedule"}),
         ("config", set(), set()),
         ("cache", {"torch"}, {"config"}),
         ("model", {"torch"}, {"config", "cache"}),

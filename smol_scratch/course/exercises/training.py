@@ -13,7 +13,8 @@ from torch import Tensor
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
 from smol_scratch.model import SmolLM2
-from smol_scratch.training import TrainingConfig, TrainingState, train
+from smol_scratch.recipe import TrainingConfig
+from smol_scratch.training import RunOptions, TrainingState, train
 
 
 @exercise
@@ -146,11 +147,11 @@ def _small_state() -> TrainingState:
     """Return a state with dropout and a text of seven batches, so that ten steps cross its end."""
     config = TrainingConfig(
         steps=20, batch_size=2, sequence_length=8, block_size=16, warmup_steps=3, dropout=0.2,
-        learning_rate=1e-2, min_learning_rate=1e-3, eval_interval=0, device="cpu",
-        precision="fp32", fast=False,
+        learning_rate=1e-2, min_learning_rate=1e-3, precision="fp32",
     )  # fmt: skip
     tokens = torch.randint(40, (7 * 16 + 1,), generator=_seeded(2))
-    return TrainingState.create(config, tokens, model=_small_model(dropout=0.2))
+    options = RunOptions(device="cpu", eval_interval=0, fast=False)
+    return TrainingState.create(config, tokens, None, options, model=_small_model(dropout=0.2))
 
 
 def _gradient(model: torch.nn.Module) -> Tensor:

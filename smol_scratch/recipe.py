@@ -1,0 +1,129 @@
+"""What changes the numbers of a run: the recipe, which its checkpoints carry.
+
+What is asked of one sitting (paths, intervals, devices) is in ``RunOptions``, in ``training.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from smol_scratch.config import SmolLM2Config
+from smol_scratch.fields import check, number
+from smol_scratch.schedule import cosine, warmup_stable_decay
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A run's recipe: all that its losses depend on, whatever computes them.
+
+    The defaults repeat the original project's run: AdamW with weight decay on all parameters,
+    batches of 4 × 256 tokens in the order of the text, cosine from 3e-4 to 3e-5 with 100 steps of
+    warm-up.
+
+    Attributes:
+        steps: updates in all, those before a resumed checkpoint included.
+        preset: shape of the model.
+        init: weights to start from (a folder, a .gguf file, a hub name) in place of random ones.
+        block_size: longest sequence that the model will accept.
+        init_std: standard deviation of the random initial weights.
+        dropout: probability of dropping an attention weight.
+        text: file to train on in place of tiny Shakespeare.
+        held_out: share cut off the text's end and never trained on. With 0, tiny Shakespeare is
+            trained on whole, as in the original project, and plays that it lacks are held out.
+        batch_size: sequences in a batch, on each device.
+        sequence_length: tokens in a sequence.
+        accumulate: batches whose gradients are summed for one update.
+        learning_rate: at its peak.
+        min_learning_rate: at the schedule's end.
+        warmup_steps: steps to the peak.
+        lr_schedule: whether the learning rate moves; off, it stays at its peak.
+        schedule: cosine (the original project's) or wsd: warm-up, stable, decay (SmolLM2's own).
+        schedule_steps: length of the schedule where it is not --steps; a resumed run keeps it.
+        decay_steps: length of wsd's fall; a fifth of the schedule where not told.
+        weight_decay: of AdamW.
+        decay_matrices_only: leave norm weights out of weight decay.
+        beta1: AdamW's memory of the gradient.
+        beta2: AdamW's memory of its square.
+        clip: largest norm of the whole gradient.
+        seed: of the initial weights and of dropout.
+        precision: of the matrix products; auto looks at the hardware.
+
+    Raises:
+        ValueError: for each impossible value or combination, naming field, value and rule.
+    """
+
+    steps: int = number(5000, least=1)
+    preset: Literal["135M", "360M", "1.7B", "13M", "tiny"] = "135M"
+    init: str | None = None
+    block_size: int = number(1024, least=1)
+    init_std: float = number(0.02, above=0)
+    dropout: float = number(0.0, least=0, below=1)
+    text: Path | None = None
+    held_out: float = number(0.0, least=0, below=1)
+    batch_size: int = number(4, least=1)
+    sequence_length: int = number(256, least=1)
+    accumulate: int = number(1, least=1)
+    learning_rate: float = number(3e-4, least=0)
+    min_learning_rate: float = number(3e-5, least=0)
+    warmup_steps: int = number(100, least=0)
+    lr_schedule: bool = True
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    schedule_steps: int | None = number(None, least=1)
+    decay_steps: int | None = number(None, least=1)
+    weight_decay: float = number(0.1, least=0)
+    decay_matrices_only: bool = False
+    beta1: float = number(0.9, least=0, below=1)
+    beta2: float = number(0.95, least=0, below=1)
+    clip: float = number(1.0, above=0)
+    seed: int = 1337
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"learning_rate={self.learning_rate}: must not be below "
+                f"min_learning_rate={self.min_learning_rate}"
+            )
+        if self.decay_steps is not None:
+            if self.schedule != "wsd":
+                raise ValueError(f"decay_steps={self.decay_steps}: only schedule='wsd' has a decay")
+            total = self.schedule_steps or self.steps
+            if self.warmup_steps + self.decay_steps > total:
+                raise ValueError(
+                    f"warmup_steps={self.warmup_steps}, decay_steps={self.decay_steps}: together "
+                    f"longer than the schedule of {total} steps"
+                )
+        if self.init is not None:
+            for name in ("preset", "block_size", "init_std"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r}: the weights of init={self.init!r} have "
+                        "their own; leave it out"
+                    )
+        elif self.sequence_length > self.block_size:
+            raise ValueError(
+                f"sequence_length={self.sequence_length}: the model takes at most "
+                f"block_size={self.block_size}; lower the one or raise the other"
+            )
+
+    def model_config(self) -> SmolLM2Config:
+        """Return the shape of the model to be trained from scratch."""
+        return SmolLM2Config.preset(
+            self.preset, block_size=self.block_size, init_std=self.init_std, dropout=self.dropout
+        )
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of the update that follows ``step`` others."""
+        if not self.lr_schedule:
+            return self.learning_rate
+        total = self.schedule_steps or self.steps
+        peak, minimum, warmup = self.learning_rate, self.min_learning_rate, self.warmup_steps
+        if self.schedule == "cosine":
+            return cosine(step, peak=peak, minimum=minimum, warmup=warmup, total=total)
+        decay = self.decay_steps or max(total // 5, 1)
+        return warmup_stable_decay(
+            step, peak=peak, minimum=minimum, warmup=warmup, total=total, decay=decay
+        )
