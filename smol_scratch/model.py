@@ -9,6 +9,8 @@ Parameter names are those of the released checkpoint, so its weights load as the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -63,7 +65,7 @@ class RotaryPositionalEmbedding(nn.Module):
 
     Pair i at position t turns by the angle t * theta ** (-2 i / D). The dot product of a query and
     a key then depends on the distance between them alone. The tables of cosines and sines hold no
-    parameters and are shared by all layers.
+    parameters, are shared by all layers, and stay in float32 whatever the model's type.
 
     Shapes: (B, heads, T, D) -> (B, heads, T, D). A position of ``block_size`` or later is a
     ValueError.
@@ -80,6 +82,13 @@ class RotaryPositionalEmbedding(nn.Module):
         angles = torch.outer(torch.arange(block_size).float(), frequency)  # (block_size, D/2)
         self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, D/2)
         self.register_buffer("sin", angles.sin(), persistent=False)  # (block_size, D/2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        exact = self.cos, self.sin
+        super()._apply(fn, recurse)  # what .to(), .bfloat16() and their kin do
+        if self.cos.dtype != exact[0].dtype:
+            self.cos, self.sin = (table.to(self.cos.device) for table in exact)
+        return self
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """Turn ``x``, whose first token stands at position ``start``."""
@@ -247,11 +256,12 @@ class SmolLM2(nn.Module):
             cache: what earlier calls have computed; ``idx`` then holds only the new tokens.
 
         Returns:
-            The logits, (B, T, V), and the mean cross-entropy in nats a token, or None without
-            targets.
+            The logits, (B, T, V), and the mean cross-entropy in nats a token over the targets that
+            count (nan where none does), or None without targets.
 
         Raises:
             ValueError: for a shape, type, length or token number that the model cannot take.
+            TypeError: for what is no tensor, or no cache.
             IndexError: for a target that is neither a token number nor -100.
         """
         self._check(idx, targets, cache)
@@ -267,6 +277,11 @@ class SmolLM2(nn.Module):
 
     def _check(self, idx: Tensor, targets: Tensor | None, cache: KVCache | None) -> None:
         V, longest = self.config.vocab_size, self.config.block_size
+        if not isinstance(idx, Tensor) or not isinstance(targets, Tensor | None):
+            kinds = type(idx).__name__, type(targets).__name__
+            raise TypeError(f"idx={kinds[0]}, targets={kinds[1]}: must be tensors")
+        if not isinstance(cache, KVCache | None):
+            raise TypeError(f"cache={type(cache).__name__}: must be a KVCache")
         start = 0 if cache is None else cache.length
         if cache is not None and len(cache.layers) != self.config.n_layer:
             n = len(cache.layers)
@@ -285,6 +300,8 @@ class SmolLM2(nn.Module):
             raise ValueError(
                 f"targets of shape {tuple(targets.shape)}: must be that of idx, {tuple(idx.shape)}"
             )
+        if targets is not None and targets.dtype != torch.int64:
+            raise ValueError(f"targets of type {targets.dtype}: must be torch.int64")
         # On a GPU this look at the values would stall the queue, so there it is left to CUDA.
         if idx.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(idx.min()), int(idx.max())
