@@ -8,15 +8,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smol_scratch.cache import KVCache
+from smol_scratch.chat import encode_chat
 from smol_scratch.model import SmolLM2
 from smol_scratch.tokenizer import SmolLM2Tokenizer
+from smol_scratch.wrappers import unwrapped
 
 Prompt = Tensor | Sequence[int]
 Decoder = Callable[[Tensor, KVCache], Tensor]
@@ -36,7 +40,8 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
         (B, V), the largest of each row at 0: a shift changes no probability, and from there even
         a tiny temperature cannot overflow.
     """
-    _check("temperature", temperature, 0 < temperature < float("inf"), "above 0 and finite")
+    _check_scores(logits)
+    _check("temperature", temperature, lambda t: 0 < t < float("inf"), "above 0 and finite")
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
@@ -47,7 +52,8 @@ def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
 
     Source: Fan et al., 2018, arXiv:1805.04833.
     """
-    _check("top_k", top_k, isinstance(top_k, int) and top_k >= 1, "a whole number of at least 1")
+    _check_scores(logits)
+    _check("top_k", top_k, _at_least_one, "a whole number of at least 1")
     smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
     return logits.masked_fill(logits < smallest, float("-inf"))
 
@@ -59,7 +65,8 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
 
     Source: Holtzman et al., 2020, arXiv:1904.09751, "nucleus sampling".
     """
-    _check("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1")
+    _check_scores(logits)
+    _check("top_p", top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
     if top_p == 1:  # rounding must not cut what is to be kept whole
         return logits
     sorted_logits, order = logits.sort(descending=True)  # (B, V) each
@@ -76,7 +83,8 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
 
     Source: Nguyen et al., 2024, arXiv:2407.01082.
     """
-    _check("min_p", min_p, 0 <= min_p <= 1, "between 0 and 1")
+    _check_scores(logits)
+    _check("min_p", min_p, lambda p: 0 <= p <= 1, "between 0 and 1")
     probabilities = F.softmax(logits, dim=-1)
     largest = probabilities.amax(-1, keepdim=True)  # (B, 1)
     return logits.masked_fill(probabilities < min_p * largest, float("-inf"))
@@ -96,8 +104,13 @@ def penalise_repetition(logits: Tensor, ids: Tensor, repetition_penalty: float) 
     Source: Keskar et al., 2019, arXiv:1909.05858, section 4.1; the case of negative scores is
     that of ``transformers``.
     """
-    good = 0 < repetition_penalty < float("inf")
-    _check("repetition_penalty", repetition_penalty, good, "above 0 and finite")
+    _check_scores(logits, ids)
+    _check(
+        "repetition_penalty",
+        repetition_penalty,
+        lambda r: 0 < r < float("inf"),
+        "above 0 and finite",
+    )
     seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, True)  # (B, V)
     up, down = logits * repetition_penalty, logits / repetition_penalty
     return torch.where(seen, torch.where(logits < 0, up, down), logits)
@@ -127,6 +140,7 @@ def filter_logits(
     Returns:
         (B, V); their softmax is the distribution to draw from.
     """
+    _check_scores(logits)
     logits = logits.float()
     if repetition_penalty != 1:
         logits = penalise_repetition(logits, ids, repetition_penalty)
@@ -144,9 +158,52 @@ def filter_logits(
     return logits
 
 
-def _check(name: str, value: object, good: bool, must_be: str) -> None:
-    if not good:
-        raise ValueError(f"{name}={value}: must be {must_be}")
+def _check(name: str, value: Any, good: Callable[[Any], bool], must_be: str) -> None:
+    """Raise unless it is a number, and a good one."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not good(value):
+        raise ValueError(f"{name}={value!r:.60}: must be {must_be}")
+
+
+def _at_least_one(value: object) -> bool:
+    return isinstance(value, Integral) and value >= 1
+
+
+def _check_scores(logits: Tensor, ids: Tensor | None = None) -> None:
+    """Raise unless they are scores, (B, V), and tokens, (B, T), of which each has one."""
+    if not isinstance(logits, Tensor) or (ids is not None and not isinstance(ids, Tensor)):
+        raise TypeError("logits and ids must be tensors")
+    if logits.ndim != 2 or logits.numel() == 0 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} and type {logits.dtype}: must be (B, V) scores"
+        )
+    if ids is None:
+        return
+    if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != len(logits):
+        raise ValueError(
+            f"ids of shape {tuple(ids.shape)} and type {ids.dtype}: must be (B, T) of int64, with "
+            f"the B={len(logits)} of the logits"
+        )
+    # On a GPU this look at the values would stall the queue, so there it is left to CUDA.
+    if ids.numel() and ids.device.type == "cpu":
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= logits.shape[1]:
+            wrong = low if low < 0 else high
+            raise ValueError(f"token {wrong}: must lie between 0 and {logits.shape[1] - 1}")
+
+
+def _check_step(model: SmolLM2, idx: Tensor, cache: KVCache) -> None:
+    if not isinstance(idx, Tensor) or not isinstance(cache, KVCache):
+        kinds = type(idx).__name__, type(cache).__name__
+        raise TypeError(f"idx={kinds[0]}, cache={kinds[1]}: must be a tensor and a KVCache")
+    if idx.ndim != 2 or idx.numel() == 0 or idx.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"idx of shape {tuple(idx.shape)} and type {idx.dtype}: must be (B, T) integers"
+        )
+    if len(cache.layers) != len(model.model.layers):
+        raise ValueError(
+            f"a cache of {len(cache.layers)} layers for a model of {len(model.model.layers)}: make "
+            "it with the model's own configuration"
+        )
 
 
 # One token after the other.
@@ -160,6 +217,7 @@ def next_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
 
     Shapes: (B, T) -> (B, V).
     """
+    _check_step(model, idx, cache)
     x = model.model.embed_tokens(idx)  # (B, T, C)
     for block, layer in zip(model.model.layers, cache.layers, strict=True):
         x = block(x, layer)
@@ -220,21 +278,33 @@ def _evaluating(model: SmolLM2) -> Iterator[None]:
             model.train()
 
 
-def _rows(model: SmolLM2, idx: Prompt | Sequence[Prompt]) -> list[Tensor]:
-    """Return the prompts, each (T,), checked, on the model's device."""
+def _tensors(idx: Prompt | Sequence[Prompt]) -> list[Tensor]:
+    """Return each prompt as a tensor of whatever type it has."""
+    if isinstance(idx, np.ndarray):
+        idx = torch.from_numpy(idx)
     if isinstance(idx, Tensor):
-        rows = list(idx) if idx.ndim == 2 else [idx]
-    elif all(isinstance(token, int) for token in idx):
-        rows = [torch.tensor(idx)]
-    else:
-        rows = [torch.as_tensor(row) for row in idx]
-    V, longest = model.config.vocab_size, model.config.block_size
-    for row in rows:
-        if row.ndim != 1 or len(row) == 0 or row.dtype not in (torch.int64, torch.int32):
+        return list(idx) if idx.ndim == 2 else [idx]
+    try:
+        if isinstance(idx, str | bytes):
+            raise TypeError("text is encoded first")
+        if all(isinstance(token, Integral) for token in idx):
+            return [torch.tensor(idx)]
+        return [torch.as_tensor(row) for row in idx]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"idx={idx!r:.60}: must be token numbers; {error}") from error
+
+
+def _rows(model: SmolLM2, idx: Prompt | Sequence[Prompt], V: int) -> list[Tensor]:
+    """Return the prompts, each (T,), checked, on the model's device."""
+    longest, rows = model.config.block_size, []
+    for row in _tensors(idx):
+        whole = not (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool)
+        if row.ndim != 1 or len(row) == 0 or not whole:
             raise ValueError(
                 f"a prompt of shape {tuple(row.shape)} and type {row.dtype}: must be (T,) "
                 "integers, one at least (start an empty text with the tokenizer's eos_id)"
             )
+        row = row.to(torch.int64)
         if len(row) >= longest:
             raise ValueError(
                 f"a prompt of {len(row)} tokens leaves no room for a new one: the model takes "
@@ -246,9 +316,10 @@ def _rows(model: SmolLM2, idx: Prompt | Sequence[Prompt]) -> list[Tensor]:
                 f"token {wrong}: must lie between 0 and {V - 1}; "
                 "was the text encoded with another tokenizer?"
             )
+        rows.append(row.to(model.model.embed_tokens.weight.device))
     if not rows:
         raise ValueError("no prompt: idx must hold at least one")
-    return [row.to(model.model.embed_tokens.weight.device, torch.int64) for row in rows]
+    return rows
 
 
 class _Settings(NamedTuple):
@@ -259,6 +330,7 @@ class _Settings(NamedTuple):
     stop: Tensor
     generator: torch.Generator
     decoder: Decoder
+    vocab_size: int
 
 
 def _settings(
@@ -267,31 +339,52 @@ def _settings(
     stop: int | Iterable[int] | None,
     generator: torch.Generator | None,
     decoder: Decoder | None,
+    vocab_size: int,
     **filters: Any,
 ) -> _Settings:
-    good = isinstance(max_new_tokens, int) and max_new_tokens >= 1
-    _check("max_new_tokens", max_new_tokens, good, "a whole number of at least 1")
+    _check("max_new_tokens", max_new_tokens, _at_least_one, "a whole number of at least 1")
     # A wrong setting shows here, before any work.
     filter_logits(torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), **filters)
     device = model.model.embed_tokens.weight.device
     if generator is None:
         generator = torch.Generator(device)
         generator.seed()  # from the system's entropy: PyTorch's global state stays as it is
+    elif not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator={generator!r:.60}: must be a torch.Generator")
     elif generator.device.type != device.type:
         raise ValueError(
             f"a generator on {generator.device}: must be on the model's device, {device}; "
             f"make it with torch.Generator({device.type!r})"
         )
-    tokens = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
-    V = model.config.vocab_size
-    _check("stop", stop, all(0 <= token < V for token in tokens), f"tokens between 0 and {V - 1}")
+    if decoder is not None and not callable(decoder):
+        raise TypeError(f"decoder={decoder!r:.60}: must be a function of tokens and cache")
     return _Settings(
-        max_new_tokens,
+        int(max_new_tokens),
         filters,
-        torch.tensor(tokens, dtype=torch.int64, device=device),
+        torch.tensor(_ends(stop, vocab_size), dtype=torch.int64, device=device),
         generator,
         decoder or (lambda idx, cache: fast_logits(model, idx, cache)),
+        vocab_size,
     )
+
+
+def _ends(stop: int | Iterable[int] | None, V: int) -> list[int]:
+    """Return the tokens that end a text as a list."""
+    if stop is None:
+        return []
+    tokens = [stop] if isinstance(stop, Integral) or not isinstance(stop, Iterable) else list(stop)
+    if not all(isinstance(token, Integral) and 0 <= token < V for token in tokens):
+        raise ValueError(f"stop={stop!r:.60}: must be tokens between 0 and {V - 1}")
+    return [int(token) for token in tokens]
+
+
+def _tokens_in(model: SmolLM2, vocab_size: int | None) -> int:
+    """Return how many entries of the vocabulary can be drawn."""
+    V = model.config.vocab_size
+    if vocab_size is None:
+        return V
+    _check("vocab_size", vocab_size, lambda v: _at_least_one(v) and v <= V, f"between 1 and {V}")
+    return int(vocab_size)
 
 
 @torch.inference_mode()
@@ -329,7 +422,12 @@ def _decode(
     new = ids[:, :position]
     while True:
         with _evaluating(model):
-            logits = settings.decoder(new, cache)  # (B, V)
+            logits = settings.decoder(new, cache)[:, : settings.vocab_size]  # (B, V)
+        if not logits.amax(-1).isfinite().all():  # nan, or infinite
+            raise ValueError(
+                f"the model's scores are not finite in {logits.dtype}: its weights are broken, or "
+                "too large for that type"
+            )
         filtered = filter_logits(logits, ids[:, :position], **settings.filters)
         if settings.filters.get("temperature") == 0:
             drawn = filtered.argmax(-1)  # (B,)
@@ -361,6 +459,7 @@ def generate(
     stop: int | Iterable[int] | None = None,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
+    vocab_size: int | None = None,
 ) -> list[Tensor]:
     """Continue one or several prompts.
 
@@ -381,21 +480,28 @@ def generate(
         generator: source of all chance, on the model's device. In a batch the rows share it. With
             None, each call draws differently; PyTorch's global generator is never touched.
         decoder: what scores the next token in place of ``fast_logits``, as ``CompiledDecoder``.
+        vocab_size: entries that have a token (``tokenizer.vocab_size``). An embedding may have
+            more, to fill it up to a round number: those are never drawn. All, unless told.
 
     Returns:
-        For each prompt a tensor, (its length + its new tokens,): prompt and continuation.
+        For each prompt a tensor, (its length + its new tokens,): prompt and continuation. Where it
+        has ``block_size`` tokens, the context is full.
 
     Raises:
         ValueError: for a setting out of its range, a prompt that is empty, too long, or holds a
-            token that the model does not know.
+            token that the model does not know, and for weights whose scores are not finite.
+        TypeError: for what is no model, no prompt or no generator.
     """
-    rows = _rows(model, idx)
+    model = unwrapped(model)
+    V = _tokens_in(model, vocab_size)
+    rows = _rows(model, idx, V)
     settings = _settings(
         model,
         max_new_tokens,
         stop,
         generator,
         decoder,
+        V,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -420,12 +526,15 @@ class Step(NamedTuple):
         runner_up: the likeliest of the other tokens; likelier than ``token`` itself, where chance
             took a less likely one.
         runner_up_probability: of that one.
+        ended: why the text ends with this token: "stop token", "length" (``max_new_tokens``) or
+            "context" (it is full); None while it goes on.
     """
 
     token: int
     probability: float
     runner_up: int
     runner_up_probability: float
+    ended: str | None = None
 
 
 def stream(
@@ -436,6 +545,7 @@ def stream(
     stop: int | Iterable[int] | None = None,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
+    vocab_size: int | None = None,
     **filters: Any,
 ) -> Iterator[Step]:
     """Continue one prompt and yield every token when it is there.
@@ -447,18 +557,26 @@ def stream(
     Yields:
         A ``Step`` for each new token.
     """
-    rows = _rows(model, idx)
+    model = unwrapped(model)
+    V = _tokens_in(model, vocab_size)
+    rows = _rows(model, idx, V)
     if len(rows) != 1:
         raise ValueError(f"{len(rows)} prompts: stream takes one; use generate for several")
-    settings = _settings(model, max_new_tokens, stop, generator, decoder, **filters)
-    return (_step(int(tokens), logits[0]) for tokens, _, logits in _decode(model, rows, settings))
+    settings = _settings(model, max_new_tokens, stop, generator, decoder, V, **filters)
+    return _steps(model, rows, settings)
 
 
-def _step(token: int, logits: Tensor) -> Step:
-    probabilities = F.softmax(logits.float(), dim=-1)  # (V,)
-    values, best = probabilities.topk(min(2, len(probabilities)))
-    other = 1 if int(best[0]) == token and len(best) == 2 else 0
-    return Step(token, float(probabilities[token]), int(best[other]), float(values[other]))
+def _steps(model: SmolLM2, rows: list[Tensor], settings: _Settings) -> Iterator[Step]:
+    ends, room = set(settings.stop.tolist()), model.config.block_size - len(rows[0])
+    for count, (tokens, _, logits) in enumerate(_decode(model, rows, settings), start=1):
+        token = int(tokens)
+        why = "context" if count == room else None
+        why = "length" if count == settings.max_new_tokens else why
+        why = "stop token" if token in ends else why
+        probabilities = F.softmax(logits[0].float(), dim=-1)  # (V,)
+        values, best = probabilities.topk(min(2, len(probabilities)))
+        other = 1 if int(best[0]) == token and len(best) == 2 else 0
+        yield Step(token, float(probabilities[token]), int(best[other]), float(values[other]), why)
 
 
 # Text.
@@ -495,64 +613,141 @@ def stream_text(
     *,
     stop: int | Iterable[int] | None = None,
     **options: Any,
-) -> Iterator[str]:
+) -> TextStream:
     """Yield the continuation of one prompt as text, in whole characters.
 
     Args:
         model: whose weights speak.
-        tokenizer: the tokenizer that the prompt was encoded with.
+        tokenizer: the tokenizer that the prompt was encoded with; what it has no token for is
+            never drawn.
         idx: the prompt, (T,) or a list of token numbers.
         max_new_tokens: at most so many.
         stop: a token, or several, after which the text ends; the token itself is not shown.
         **options: the others of ``stream``.
     """
-    ends = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
-    steps = stream(model, idx, max_new_tokens, stop=ends, **options)
-    shown = (step for step in steps if step.token not in ends)
-    return (text for text, _ in text_pieces(tokenizer, shown))
+    if not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(f"tokenizer={tokenizer!r:.60}: must be a SmolLM2Tokenizer")
+    model = unwrapped(model)
+    V = min(tokenizer.vocab_size, model.config.vocab_size)
+    ends = _ends(stop, V)
+    steps = stream(model, idx, max_new_tokens, stop=ends, **{"vocab_size": V} | options)
+    return TextStream(tokenizer, steps)
 
 
-# The Instruct weights.
+class TextStream(Iterator[str]):
+    """Text, piece by piece, as it is made.
+
+    Attributes:
+        ended: why there is no more, as in ``Step``; None until then.
+    """
+
+    def __init__(self, tokenizer: SmolLM2Tokenizer, steps: Iterator[Step]) -> None:
+        self.ended: str | None = None
+        self._pieces = text_pieces(tokenizer, self._shown(steps))
+
+    def __next__(self) -> str:
+        return next(self._pieces)[0]
+
+    def _shown(self, steps: Iterator[Step]) -> Iterator[Step]:
+        for step in steps:
+            self.ended = step.ended
+            if step.ended != "stop token":
+                yield step
+
+
+# Conversations.
 
 SYSTEM_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# The form that the Instruct weights know, for a tokenizer that brings none of its own.
+CHAT_TEMPLATE = f"""\
+{{%- set own = [{{'role': 'system', 'content': '{SYSTEM_MESSAGE}'}}] %}}
+{{%- for turn in ([] if messages[0].role == 'system' else own) + messages %}}
+    {{{{- '<|im_start|>' + turn.role + '\\n' + turn.content + '<|im_end|>\\n' }}}}
+{{%- endfor %}}
+{{%- if add_generation_prompt %}}
+    {{{{- '<|im_start|>assistant\\n' }}}}
+{{%- endif %}}"""
+# Who can speak, by the field's names; and whoever a template names.
+ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
 
 
 def chat_prompt(
-    tokenizer: SmolLM2Tokenizer, messages: str | Sequence[Mapping[str, str]]
+    tokenizer: SmolLM2Tokenizer,
+    messages: str | Sequence[Mapping[str, Any]],
+    *,
+    template: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    **variables: Any,
 ) -> list[int]:
-    """Write a conversation in the one form that the Instruct weights know.
+    """Write a conversation in the form that the weights know, as ``apply_chat_template`` does.
 
-    The model's answer ends with ``<|im_end|>``: pass ``stop=stop_tokens(tokenizer)``.
+    Special tokens in what is said are characters like any others: nobody can forge a turn. The
+    model's answer ends with a token of its own: pass ``stop=stop_tokens(tokenizer)``.
 
     Args:
-        tokenizer: SmolLM2's.
-        messages: a question, or a list of messages, each with a "role" ("system", "user",
-            "assistant") and its "content". Unless the first is a system message, SmolLM2's own
-            comes before it.
+        tokenizer: brings the template (``tokenizer.chat_templates``); without one the form is that
+            of SmolLM2's Instruct weights, whose system message comes first unless there is one.
+        messages: a question, or a list of messages, each with a "role" and its "content".
+        template: another template, or the name of one that the tokenizer brings. Unless told it
+            is "default", or "tool_use" where there are tools and a template of that name.
+        tools: JSON schemas of functions that the model may call.
+        add_generation_prompt: end with the start of the assistant's turn.
+        **variables: what else the template reads.
 
     Returns:
         The token numbers of the prompt, up to where the assistant begins to speak.
 
     Raises:
-        ValueError: for an empty list or a message with other keys or roles.
+        TypeError: for messages that are none.
+        ValueError: for an empty list, a message without role or content, a role that the template
+            does not know, or whatever the template refuses.
 
     Source: ``tokenizer.chat_template`` in the GGUF file of SmolLM2-135M-Instruct.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+        raise TypeError(f"messages={messages!r:.60}: must be a question, or a list of messages")
     if not messages:
         raise ValueError("messages=[]: must hold at least one message")
+    source = _chat_template(tokenizer, template, bool(tools))
     for message in messages:
-        if set(message) != {"role", "content"}:
+        role, content = message.get("role"), message.get("content")
+        if role is None or (content is None and not message.get("tool_calls")):
             raise ValueError(f"message {dict(message)}: must have a role and a content")
-        if message["role"] not in ("system", "user", "assistant"):
-            raise ValueError(f"role {message['role']!r}: must be system, user or assistant")
-    if messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": SYSTEM_MESSAGE}, *messages]
-    turns = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in messages]
-    return tokenizer.encode("".join(turns) + "<|im_start|>assistant\n")
+        if not isinstance(role, str) or (role not in ROLES and role not in source):
+            raise ValueError(f"role {role!r}: must be one of {', '.join(ROLES[:4])}")
+        if content is not None and not isinstance(content, str | list | tuple):
+            raise ValueError(f"content {content!r:.60}: must be text, or a list of parts")
+    return encode_chat(
+        tokenizer,
+        source,
+        messages,
+        tools=None if tools is None else list(tools),
+        add_generation_prompt=add_generation_prompt,
+        **variables,
+    )
 
 
-def stop_tokens(tokenizer: SmolLM2Tokenizer) -> tuple[int, int]:
-    """Return the tokens that end a text: ``<|endoftext|>``, and ``<|im_end|>`` of an answer."""
-    return tokenizer.eos_id, tokenizer.special_tokens["<|im_end|>"]
+def _chat_template(tokenizer: SmolLM2Tokenizer, template: str | None, tools: bool) -> str:
+    found = tokenizer.chat_templates
+    if template is None:
+        names = ["tool_use"] * tools + ["default"]
+        if not found:
+            return CHAT_TEMPLATE
+        template = next((name for name in names if name in found), None)
+        if template is None:
+            raise ValueError(
+                f"template: must be one of {', '.join(sorted(found))}; none is default"
+            )
+    return found.get(template, template)
+
+
+def stop_tokens(tokenizer: SmolLM2Tokenizer) -> tuple[int, ...]:
+    """Return the tokens that end a text: ``<|endoftext|>``, and ``<|im_end|>`` of an answer.
+
+    Others that the tokenizer's folder or file names come behind.
+    """
+    known = (tokenizer.eos_id, tokenizer.special_tokens["<|im_end|>"])
+    return (*known, *(end for end in tokenizer.end_ids if end not in known))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,100 +14,21 @@ from torch import Tensor
 
 from smol_scratch import assets
 from smol_scratch.config import SmolLM2Config
-from smol_scratch.model import SmolLM2
-from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, REVISIONS, SmolLM2Tokenizer
+from smol_scratch.gguf_file import StoredTensor, read_gguf
+from smol_scratch.llama_config import config_from_gguf, config_from_hf, config_to_hf
+from smol_scratch.model import RotaryPositionalEmbedding, SmolLM2
+from smol_scratch.tokenizer import (
+    HUB_NAME,
+    HUB_REVISION,
+    REVISIONS,
+    SmolLM2Tokenizer,
+    read_chat_templates,
+    read_json,
+)
+from smol_scratch.wrappers import bare_names, unwrapped
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
-
-# Our field for each field of a Llama configuration that says something about the model.
-_FIELDS = {
-    "max_position_embeddings": "block_size",
-    "vocab_size": "vocab_size",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "num_key_value_heads": "n_kv_head",
-    "hidden_size": "n_embd",
-    "intermediate_size": "intermediate_size",
-    "head_dim": "head_dim",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "attention_dropout": "dropout",
-    "initializer_range": "init_std",
-}
-# Fields for which this model can do one thing only.
-_FIXED = {
-    "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"],),
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "rope_scaling": (None,),
-    "rope_interleaved": (False,),
-    "pretraining_tp": (1,),
-}
-# Fields that say nothing about the shape or the arithmetic.
-_IGNORED = {
-    "_name_or_path",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "dtype",
-    "torch_dtype",
-    "is_llama_config",
-    "transformers_version",
-    "transformers.js_config",
-    "use_cache",
-}
-
-
-def config_from_hf(fields: Mapping[str, Any]) -> SmolLM2Config:
-    """Translate the content of a Llama ``config.json``.
-
-    Both ``rope_theta`` and version 5's ``rope_parameters`` are read.
-
-    Raises:
-        ValueError: for each field that is missing, unknown, or asks for what this model cannot do
-            (biases, RoPE scaling, another activation).
-    """
-    fields = dict(fields)
-    ours: dict[str, Any] = {}
-    given = fields.pop("rope_parameters", None)
-    if given is not None:
-        rope = dict(given)
-        if rope.pop("rope_type", "default") != "default" or set(rope) != {"rope_theta"}:
-            raise ValueError(f"rope_parameters={given}: only plain RoPE with a rope_theta is built")
-        fields["rope_theta"] = rope["rope_theta"]
-    ours["rope_theta"] = float(fields.pop("rope_theta", 10_000.0))  # Llama's own default
-    for theirs, allowed in _FIXED.items():
-        if theirs in fields and (value := fields.pop(theirs)) not in allowed:
-            raise ValueError(f"{theirs}={value!r}: this model only has {allowed[0]!r}")
-    for theirs, field in _FIELDS.items():
-        if theirs in fields:
-            ours[field] = fields.pop(theirs)
-    if unknown := set(fields) - _IGNORED:
-        listed = ", ".join(f"{name}={fields[name]!r}" for name in sorted(unknown))
-        raise ValueError(f"unknown fields in the configuration: {listed}; they might change it")
-    needed = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size"}
-    if missing := needed - set(ours):
-        raise ValueError(f"fields missing in the configuration: {', '.join(sorted(missing))}")
-    if ours.get("n_kv_head") is None:
-        ours["n_kv_head"] = ours["n_head"]
-    if ours.get("head_dim") is None:
-        ours["head_dim"] = ours["n_embd"] // ours["n_head"]
-    ours.setdefault("tie_embeddings", False)  # Llama's own defaults, here and below
-    ours.setdefault("norm_eps", 1e-6)
-    for field in ("dropout", "norm_eps", "init_std"):
-        if field in ours:
-            ours[field] = float(ours[field])
-    return SmolLM2Config(**ours)
-
-
-def config_to_hf(config: SmolLM2Config) -> dict[str, Any]:
-    """Return the content of the ``config.json`` that describes the same model to others."""
-    fields: dict[str, Any] = {theirs: allowed[0] for theirs, allowed in _FIXED.items()}
-    fields |= {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
-    return fields | {"rope_theta": config.rope_theta}
 
 
 def llama_config(config: SmolLM2Config) -> LlamaConfig:
@@ -123,9 +44,14 @@ def llama_config(config: SmolLM2Config) -> LlamaConfig:
 
 
 def to_transformers(model: SmolLM2) -> LlamaForCausalLM:
-    """Return ``transformers``' own model with a copy of the same weights: the oracle."""
+    """Return ``transformers``' own model with a copy of the same weights: the oracle.
+
+    Raises:
+        TypeError: when the model is none of ours.
+    """
     from transformers import LlamaForCausalLM
 
+    model = unwrapped(model)
     theirs = LlamaForCausalLM(llama_config(model.config))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
@@ -154,10 +80,7 @@ def load_pretrained(source: str | Path | None = None, *, quiet: bool = False) ->
         ValueError: for a configuration that this model cannot follow.
     """
     path, label = _locate(source)
-    if path.suffix == ".gguf":
-        config, weights, chat_template = _read_gguf(path)
-    else:
-        config, weights, chat_template = _read_folder(path)
+    config, weights, chat_template = (_read_gguf if path.is_file() else _read_folder)(path)
     model = _assemble(path, config, weights)
     model.source = label  # type: ignore[assignment]
     model.chat_template = chat_template  # type: ignore[assignment]
@@ -166,14 +89,20 @@ def load_pretrained(source: str | Path | None = None, *, quiet: bool = False) ->
     return model
 
 
+# Bytes that RoPE's tables may take: four million positions of 64 channels.
+_MOST_TABLES = 1 << 30
+
+
 def _assemble(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) -> SmolLM2:
     """Return the model around these very tensors."""
-    with torch.device("meta"):  # no time spent on initial weights that are replaced at once
-        model = SmolLM2(config)
-    _check_tensors(path, weights, model)
-    rope = type(model.model.layers[0].self_attn.rope)(
-        config.head_dim, config.block_size, config.rope_theta
-    )
+    if (size := 4 * config.block_size * config.head_dim) > _MOST_TABLES:
+        raise ValueError(
+            f"{path}: block_size={config.block_size}: RoPE's tables would take {size / 1e9:,.0f} "
+            "GB; is it the context that the model was trained with?"
+        )
+    model = _skeleton(path, config, weights)
+    weights = _fitted(path, config, weights, model)
+    rope = RotaryPositionalEmbedding(config.head_dim, config.block_size, config.rope_theta)
     for block in model.model.layers:
         block.self_attn.rope = rope
     model.load_state_dict(weights, strict=True, assign=True)
@@ -181,19 +110,36 @@ def _assemble(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) 
     return model.eval()
 
 
+def _skeleton(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) -> SmolLM2:
+    """Return the model without memory: none for initial weights that are replaced at once."""
+    if config.n_layer > max(len(weights), 1000):  # a model of so many would take long to lay out
+        raise assets.CorruptAssetError(
+            f"{path}: n_layer={config.n_layer}, and there are only {len(weights)} tensors"
+        )
+    try:
+        with torch.device("meta"):
+            return SmolLM2(config)
+    except (RuntimeError, OverflowError, TypeError) as error:  # more than a tensor can have
+        raise ValueError(f"{path}: no model can have this shape: {error}") from error
+
+
 def _locate(source: str | Path | None) -> tuple[Path, str]:
-    """Return the file or folder to read, and what is in it."""
+    """Return the GGUF file or the folder to read, and what is in it."""
     if source is None:
         if cached := _snapshot(HUB_NAME, HUB_REVISION, local=True):
             return cached, f"{HUB_NAME} (base model) at revision {HUB_REVISION[:7]}"
         if path := assets.verified(assets.GGUF):
             return path, _gguf_label(path)
         source = HUB_NAME
+    if not isinstance(source, str | Path) or not str(source):
+        raise TypeError(f"source={source!r}: must be a path or a hub name")
     if str(source) == Path(assets.GGUF).name and (path := assets.verified(assets.GGUF)):
         return path, _gguf_label(path)
-    if Path(source).exists():
-        path = Path(source)
-        return path, _gguf_label(path) if path.suffix == ".gguf" else f"the folder {path.name}"
+    if (path := Path(source)).is_dir():
+        return path, f"the folder {path.name or path.resolve().name}"
+    if path.exists():
+        _check_file(path)
+        return path, _gguf_label(path)
     name, _, revision = str(source).partition("@")
     revision = revision or REVISIONS.get(name, "")
     if Path(name).suffix == ".gguf" or name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -217,12 +163,27 @@ def _locate(source: str | Path | None) -> tuple[Path, str]:
     )
 
 
+def _check_file(path: Path) -> None:
+    """Raise for a file that is no GGUF file, with what can be done with it."""
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        raise ValueError(
+            f"{path}: pickled weights, whose rows can be in either order of RoPE's pairs; "
+            "hub.load_walkthrough_checkpoint(path) reads those of the original project's script. "
+            "To go on with such a file on the command line, make a model folder of it: "
+            'python -c "from smol_scratch import export_pretrained, hub; '
+            f"export_pretrained(hub.load_walkthrough_checkpoint('{path}'), '{path.stem}')\""
+        )
+    if path.name.endswith((".safetensors", ".json")):
+        raise ValueError(f"{path}: a file of a model folder; name the folder, {path.parent}")
+
+
 def _snapshot(name: str, revision: str, *, local: bool) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-    wanted += ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    wanted += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    wanted += ["generation_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja"]
     try:
         folder = Path(
             snapshot_download(
@@ -236,64 +197,63 @@ def _snapshot(name: str, revision: str, *, local: bool) -> Path | None:
 
 
 def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
-    from safetensors import SafetensorError, safe_open
-
     if not (folder / "config.json").is_file():
-        raise assets.MissingAssetError(f"{folder} holds no config.json: not a model folder")
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "an adapter alone: merge it into its model and save that" if adapter else (
+            "not a model folder"
+        )  # fmt: skip
+        raise assets.MissingAssetError(f"{folder} holds no config.json: {what}")
+    fields = read_json(folder / "config.json")
     try:
-        fields = json.loads((folder / "config.json").read_text("utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError(f"a JSON object is expected, this is {type(fields).__name__}")
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise assets.CorruptAssetError(f"{folder / 'config.json'} is damaged: {error}") from error
-    config = config_from_hf(fields)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():  # a large model is stored in several files
-        try:
-            files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise assets.CorruptAssetError(f"{index} is damaged: {error!r}") from error
-    else:
-        files = ["model.safetensors"]
+        config = config_from_hf(fields)
+    except ValueError as error:
+        raise type(error)(f"{folder / 'config.json'}: {error}") from error
     weights: dict[str, Tensor] = {}
-    for name in files:
+    for path in _weight_files(folder):
+        for name, tensor in _read_safetensors(path).items():
+            if name in weights:
+                raise assets.CorruptAssetError(f"{path}: {name} appears twice")
+            weights[name] = tensor
+    return config, weights, read_chat_templates(folder).get("default")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's weights: one, or those that an index names."""
+    alone, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    names = [alone.name]
+    if index.is_file():  # a large model is stored in several files
+        found = read_json(index).get("weight_map")
+        names = sorted(set(map(str, found.values()))) if isinstance(found, dict) else []
+        if not names or any(Path(name).name != name or not name for name in names):
+            raise assets.CorruptAssetError(f"{index} is damaged: its weight_map names no files")
+    for name in names:
         if not (folder / name).is_file():
             raise assets.MissingAssetError(f"{folder / name} is missing; only safetensors are read")
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    if key in weights:
-                        raise assets.CorruptAssetError(f"{folder / name}: {key} appears twice")
-                    # A copy: the tensor is the file itself, which may be written over later.
-                    weights[key] = file.get_tensor(key).to(torch.float32, copy=True)
-        except SafetensorError as error:
-            raise assets.CorruptAssetError(f"{folder / name} is damaged: {error}") from error
-    _drop_tied_head(folder, config, weights)
-    return config, weights, _read_chat_template(folder)
+    if alone.is_file() and alone.name not in names:  # transformers takes it, others the index
+        raise assets.CorruptAssetError(
+            f"{folder} holds weights twice, {alone.name} and {', '.join(names)}: remove what is old"
+        )
+    return [folder / name for name in names]
 
 
-def _read_chat_template(folder: Path) -> str | None:
-    if (alone := folder / "chat_template.jinja").is_file():  # the newer place
-        return alone.read_text("utf-8")
-    if not (inside := folder / "tokenizer_config.json").is_file():
-        return None
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    weights = {}
     try:
-        template = json.loads(inside.read_text("utf-8")).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise assets.CorruptAssetError(f"{inside} is damaged: {error}") from error
-    return template if isinstance(template, str) else None
-
-
-def _drop_tied_head(path: Path, config: SmolLM2Config, weights: dict[str, Tensor]) -> None:
-    """Remove a tied head that is stored a second time, when both are the same."""
-    head = weights.get("lm_head.weight")
-    if config.tie_embeddings and head is not None:
-        embedding = weights.get("model.embed_tokens.weight")
-        if embedding is not None and not torch.equal(head, embedding):
-            raise assets.CorruptAssetError(
-                f"{path}: tie_word_embeddings is true but lm_head.weight is another matrix"
-            )
-        del weights["lm_head.weight"]
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point():
+                    raise assets.CorruptAssetError(
+                        f"{path}: {name} holds {tensor.dtype}: no weights, or quantised ones; save "
+                        "them in 16 or 32 bits"
+                    )
+                # A copy: the tensor is the file itself, which may be written over later.
+                weights[name] = tensor.to(torch.float32, copy=True)
+    except SafetensorError as error:
+        raise assets.CorruptAssetError(f"{path} is damaged: {error}") from error
+    return weights
 
 
 # GGUF's name for each of ours.
@@ -316,44 +276,23 @@ _GGUF_BLOCK = {
 
 
 def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
-    from gguf import GGUFReader, dequantize
+    from gguf import dequantize
 
+    fields, tensors = read_gguf(path)
     try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, struct.error) as error:
-        raise assets.CorruptAssetError(f"{path} is no whole GGUF file: {error}") from error
-
-    def field(name: str, default: Any = None) -> Any:
-        entry = reader.fields.get(name)
-        if entry is None and default is None:
-            raise assets.CorruptAssetError(f"{path}: the field {name} is missing")
-        return default if entry is None else entry.contents()
-
-    if field("general.architecture") != "llama":
-        raise ValueError(f"{path}: architecture {field('general.architecture')!r}, not 'llama'")
-    if scaling := [name for name in reader.fields if name.startswith("llama.rope.scaling")]:
-        raise ValueError(f"{path}: {', '.join(scaling)}: RoPE scaling is not built")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "token_embd.weight" not in tensors:
-        raise assets.CorruptAssetError(f"{path}: the tensor token_embd.weight is missing")
-    width, heads = field("llama.embedding_length"), field("llama.attention.head_count")
-    config = SmolLM2Config(
-        block_size=field("llama.context_length"),
-        vocab_size=int(tensors["token_embd.weight"].shape[1]),
-        n_layer=field("llama.block_count"),
-        n_head=heads,
-        n_kv_head=field("llama.attention.head_count_kv", heads),
-        n_embd=width,
-        intermediate_size=field("llama.feed_forward_length"),
-        head_dim=field("llama.attention.key_length", width // heads),
-        rope_theta=float(field("llama.rope.freq_base", 10_000.0)),
-        # Stored in float32, so that 1e-5 comes back as 9.999999747e-06.
-        norm_eps=float(f"{field('llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        tie_embeddings="output.weight" not in tensors,
-        init_std=width**-0.5,
-    )
+        config = config_from_gguf(
+            fields, _rows(tensors.get("token_embd.weight")), tied="output.weight" not in tensors
+        )
+    except ValueError as error:
+        raise type(error)(f"{path}: {error}") from error
     weights: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, stored in tensors.items():
+        try:
+            weight = torch.from_numpy(dequantize(stored.data, stored.kind).copy())
+        except NotImplementedError as error:
+            raise ValueError(f"{path}: {name} is stored as {stored.kind.name}: {error}") from error
+        if name == "rope_freqs.weight" and bool((weight == 1).all()):
+            continue  # what RoPE's frequencies are divided by
         if name in _GGUF_OUTER:
             ours = _GGUF_OUTER[name]
         else:
@@ -361,12 +300,20 @@ def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None
             if block != "blk" or part not in _GGUF_BLOCK or not name.endswith(".weight"):
                 raise assets.CorruptAssetError(f"{path}: unknown tensor {name}")
             ours = f"model.layers.{layer}.{_GGUF_BLOCK[part]}.weight"
-        weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         if name.endswith(("attn_q.weight", "attn_k.weight")):
-            weight = halves_from_neighbours(weight, config.head_dim)
+            try:
+                weight = halves_from_neighbours(weight, config.head_dim)
+            except ValueError as error:
+                raise assets.CorruptAssetError(f"{path}: {name}: {error}") from error
         weights[ours] = weight
-    template = reader.fields.get("tokenizer.chat_template")
-    return config, weights, None if template is None else template.contents()
+    template = fields.get("tokenizer.chat_template")
+    return config, weights, template if isinstance(template, str) else None
+
+
+def _rows(embedding: StoredTensor | None) -> int:
+    if embedding is None:
+        raise assets.CorruptAssetError("the tensor token_embd.weight is missing")
+    return embedding.shape[0]
 
 
 def halves_from_neighbours(weight: Tensor, head_dim: int) -> Tensor:
@@ -380,15 +327,28 @@ def halves_from_neighbours(weight: Tensor, head_dim: int) -> Tensor:
 
     Returns:
         (heads · D, C).
+
+    Raises:
+        ValueError: when these are no whole heads.
     """
+    _check_heads(weight, head_dim)
     pairs = weight.unflatten(0, (-1, head_dim // 2, 2))  # (heads, D/2, 2, C)
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
 def neighbours_from_halves(weight: Tensor, head_dim: int) -> Tensor:
     """Undo ``halves_from_neighbours``."""
+    _check_heads(weight, head_dim)
     halves = weight.unflatten(0, (-1, 2, head_dim // 2))  # (heads, 2, D/2, C)
     return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _check_heads(weight: Tensor, head_dim: int) -> None:
+    if type(head_dim) is not int or head_dim < 2 or head_dim % 2:
+        raise ValueError(f"head_dim={head_dim!r}: must be an even number, 2 at least")
+    if not isinstance(weight, Tensor) or weight.ndim < 1 or len(weight) % head_dim:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"a weight of shape {shape}: must have rows for whole heads of {head_dim}")
 
 
 def load_walkthrough_checkpoint(path: str | Path, config: SmolLM2Config | None = None) -> SmolLM2:
@@ -408,7 +368,10 @@ def load_walkthrough_checkpoint(path: str | Path, config: SmolLM2Config | None =
         MissingAssetError: when there is no such file.
         CorruptAssetError: when it is damaged, holds anything but tensors and plain values, is laid
             out in another way, or its tensors are not exactly the model's.
+        TypeError: for a configuration that is none.
     """
+    if config is not None and not isinstance(config, SmolLM2Config):
+        raise TypeError(f"config={config!r:.60}: must be a SmolLM2Config")
     path = Path(path)
     if not path.is_file():
         raise assets.MissingAssetError(f"{path}: no such file")
@@ -422,7 +385,9 @@ def load_walkthrough_checkpoint(path: str | Path, config: SmolLM2Config | None =
     keys = list(content) if isinstance(content, dict) else [type(content).__name__]
     inner = next((k for k in ("model", "model_state_dict", "state_dict") if k in keys), None)
     weights = content[inner] if inner else content
-    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()
+    ):
         found = ", ".join(map(str, keys[:8]))
         raise assets.CorruptAssetError(f"{path}: no weights under a known name; found: {found}")
     if config is None:
@@ -431,14 +396,8 @@ def load_walkthrough_checkpoint(path: str | Path, config: SmolLM2Config | None =
             config = SmolLM2Config(**own)
         except TypeError as error:
             raise assets.CorruptAssetError(f"{path}: its config cannot be read: {error}") from error
-    ours: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        # What torch.compile and DistributedDataParallel put in front.
-        name = name.removeprefix("module.").removeprefix("_orig_mod.")
-        if ".rope." not in name:  # its tables of cosines and sines
-            ours[name] = tensor.float()
-    _drop_tied_head(path, config, ours)
-    model = _assemble(path, config, ours)
+    ours = {name: tensor.float() for name, tensor in weights.items() if ".rope." not in name}
+    model = _assemble(path, config, ours)  # without RoPE's tables
     for block in model.model.layers:
         for matrix in (block.self_attn.q_proj, block.self_attn.k_proj):
             matrix.weight.data = halves_from_neighbours(matrix.weight.data, config.head_dim)
@@ -452,10 +411,24 @@ def _gguf_label(path: Path) -> str:
     return f"{path.name}, dequantised to float32"
 
 
-def _check_tensors(path: Path, weights: Mapping[str, Tensor], model: SmolLM2) -> None:
-    """Raise unless names and shapes are exactly the model's."""
+def _fitted(
+    path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor], model: SmolLM2
+) -> dict[str, Tensor]:
+    """Return the tensors under the model's own names; raise unless they are exactly the model's."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    known = {*expected, "lm_head.weight"}
+    try:
+        names = bare_names(weights, known)
+    except ValueError as error:
+        raise assets.CorruptAssetError(f"{path}: {error}") from error
+    fitted = {
+        name: weights[stored]
+        for stored, name in names.items()
+        if not _is_rope_table(path, stored, weights[stored], config)
+    }
+    if config.tie_embeddings:
+        _drop_tied_head(path, fitted)
+    found = {name: tuple(tensor.shape) for name, tensor in fitted.items()}
     problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     problems += [f"{name} is unknown" for name in sorted(found.keys() - expected.keys())]
     problems += [
@@ -466,6 +439,32 @@ def _check_tensors(path: Path, weights: Mapping[str, Tensor], model: SmolLM2) ->
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise assets.CorruptAssetError(f"{path}: {'; '.join(problems[:5])}{more}")
+    return fitted
+
+
+def _drop_tied_head(path: Path, weights: dict[str, Tensor]) -> None:
+    """Remove a tied head that is stored a second time, when both are the same."""
+    head, embedding = weights.pop("lm_head.weight", None), weights.get("model.embed_tokens.weight")
+    if head is not None and embedding is not None and not torch.equal(head, embedding):
+        raise assets.CorruptAssetError(
+            f"{path}: tie_word_embeddings is true but lm_head.weight is another matrix"
+        )
+
+
+def _is_rope_table(path: Path, name: str, table: Tensor, config: SmolLM2Config) -> bool:
+    """Say whether it is RoPE's frequencies, which older versions stored; raise for other ones."""
+    if not name.endswith("rotary_emb.inv_freq"):
+        return False
+    D = config.head_dim
+    expected = [config.rope_theta ** (-i / D) for i in range(0, D, 2)]
+    # In bfloat16 the last digit is 2^-8 of a number.
+    pairs = zip(table.flatten().tolist(), expected, strict=False)
+    same = table.shape == (D // 2,) and all(math.isclose(a, b, rel_tol=2**-8) for a, b in pairs)
+    if not same:
+        raise assets.CorruptAssetError(
+            f"{path}: {name} holds other frequencies than rope_theta={config.rope_theta:g} gives"
+        )
+    return True
 
 
 # In SmolLM2's vocabulary <|endoftext|> is 0, <|im_start|> 1 and <|im_end|> 2.
@@ -486,7 +485,7 @@ def write_model_files(
     """Write a model's files into a folder, as ``transformers`` and ``load_pretrained`` read them.
 
     Args:
-        weights: the model's state dict.
+        weights: the model's state dict, of a compiled or wrapped model too.
         config: its configuration.
         folder: an existing folder; model files in it are replaced.
         tokenizer: written too, when given.
@@ -496,19 +495,22 @@ def write_model_files(
         max_shard_size: of one file of weights, such as "5GB".
 
     Raises:
-        ValueError: when names or shapes are not the configuration's, or the tokenizer has more
-            entries than the model.
+        ValueError: when names or shapes are not the configuration's, the tokenizer has more
+            entries than the model, or the type is none for weights.
+        TypeError: for a tokenizer that is none.
     """
     from huggingface_hub import save_torch_state_dict
 
-    with torch.device("meta"):
-        _check_tensors(folder, weights, SmolLM2(config))
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"dtype={dtype!r:.60}: must be torch.float32, bfloat16 or float16")
+    check_tokenizer(tokenizer, config)
+    weights = _fitted(folder, config, weights, _skeleton(folder, config, weights))
     save_torch_state_dict(
         {name: tensor.detach().to("cpu", dtype) for name, tensor in weights.items()},
         folder,
         max_shard_size=max_shard_size,
     )
-    ends = TEXT_ENDS if chat_template is None else CHAT_ENDS
+    names, ends, templates = spoken_with(tokenizer, chat_template)
     # Not the newer "dtype": every version of transformers understands this name.
     stored = {"torch_dtype": str(dtype).removeprefix("torch.")}
     _write_json(folder / "config.json", config_to_hf(config) | ends | stored)
@@ -517,17 +519,9 @@ def write_model_files(
         if chat_template is not None:
             (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
         return
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model only "
-            f"{config.vocab_size}: they do not belong together"
-        )
     tokenizer.backend.save(str(folder / "tokenizer.json"))
-    names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
-    chat = {}
-    if chat_template is not None:
-        chat = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-        chat |= {"chat_template": chat_template}
+    listed = [{"name": name, "template": text} for name, text in templates.items()]
+    chat = {"chat_template": chat_template if len(listed) == 1 else listed} if listed else {}
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -540,6 +534,51 @@ def write_model_files(
             **chat,
         },
     )
+
+
+def check_tokenizer(tokenizer: SmolLM2Tokenizer | None, config: SmolLM2Config) -> None:
+    """Raise unless each of its tokens has an entry in the model's embedding."""
+    if tokenizer is None:
+        return
+    if not isinstance(tokenizer, SmolLM2Tokenizer):
+        raise TypeError(f"tokenizer={type(tokenizer).__name__}: must be a SmolLM2Tokenizer")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model only "
+            f"{config.vocab_size}: they do not belong together"
+        )
+
+
+def spoken_with(
+    tokenizer: SmolLM2Tokenizer | None, chat_template: str | None
+) -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
+    """Return what others are told of how to speak with a model.
+
+    It is what the tokenizer came with, unless that is for answers and the model gives none, or the
+    other way round: then it is what SmolLM2's two kinds of weights have.
+
+    Returns:
+        The special tokens by name; the numbers of the first and of the last token or tokens; the
+        chat templates by name.
+    """
+    templates = {} if chat_template is None else {"default": chat_template}
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    ends: dict[str, Any] = dict(TEXT_ENDS)
+    if chat_template is not None:
+        names |= {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        ends = dict(CHAT_ENDS)
+    if tokenizer is None or bool(tokenizer.chat_templates) != bool(templates):
+        return names, ends, templates
+    templates = tokenizer.chat_templates | templates
+    if tokenizer.names:
+        names = dict(tokenizer.names)
+        first = tokenizer.backend.token_to_id(names.get("bos_token", ""))
+        ends = {} if first is None else {"bos_token_id": first}
+    if last := list(tokenizer.end_ids):
+        ends["eos_token_id"] = last[0] if len(last) == 1 else last
+    elif tokenizer.names:
+        ends["eos_token_id"] = tokenizer.eos_id
+    return names, ends, templates
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

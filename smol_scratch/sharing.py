@@ -6,6 +6,7 @@ reads them all.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,13 +18,14 @@ from smol_scratch import assets
 from smol_scratch.hub import (
     _GGUF_BLOCK,
     _GGUF_OUTER,
-    CHAT_ENDS,
-    TEXT_ENDS,
+    check_tokenizer,
     neighbours_from_halves,
+    spoken_with,
     write_model_files,
 )
 from smol_scratch.model import SmolLM2
 from smol_scratch.tokenizer import SmolLM2Tokenizer, merges_of
+from smol_scratch.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -59,8 +61,11 @@ def export_pretrained(
     Raises:
         FileExistsError: when the folder holds something, unless it is an earlier export with no
             other file in it and ``overwrite`` is set.
-        ValueError: when the tokenizer does not belong to the model.
+        ValueError: when the tokenizer does not belong to the model, or for a dtype that is none for
+            weights.
+        TypeError: when the model or the tokenizer is none.
     """
+    model = unwrapped(model)
     folder = Path(folder).resolve()
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     others = [name for name in names if not any(fnmatch(name, shared) for shared in _SHARED)]
@@ -126,36 +131,42 @@ def export_gguf(
         model: what to write.
         path: the file.
         dtype: of the matrices: "f32", "f16", or "q8_0": blocks of 32 eight-bit numbers that share
-            a float16 scale.
-        tokenizer: written too, when given; llama.cpp reads no text without it.
+            a float16 scale. A matrix that is not as wide as whole blocks is stored as "f16", and
+            a line on standard error says so.
+        tokenizer: written too, when given; llama.cpp reads no text without it. Entries of the
+            model's embedding that have no token are named, and marked as unused.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: for another dtype, a matrix that cannot be cut into blocks, or a tokenizer
-            that does not belong to the model.
+        ValueError: for another dtype, a number that is too large for it, or a tokenizer that does
+            not belong to the model.
+        TypeError: when the model or the tokenizer is none.
         IsADirectoryError: when the path is a folder.
 
     Source: llama.cpp's converter and the GGUF specification (ggml-org/ggml, docs/gguf.md).
     """
-    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
-    from gguf.quants import QuantError, quantize
+    from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType
+    from gguf.quants import quantize
 
     kinds = {
         "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
         "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
         "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     }
-    if dtype not in kinds:
+    model = unwrapped(model)
+    if not isinstance(dtype, str) or dtype not in kinds:
         raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(kinds)}")
     matrix, file_type = kinds[dtype]
     config, path = model.config, Path(path).resolve()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it, model.gguf say")
+    check_tokenizer(tokenizer, config)
     writer = GGUFWriter(None, "llama")
     writer.add_name(path.stem)
     writer.add_file_type(file_type)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_context_length(config.block_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_block_count(config.n_layer)
@@ -169,13 +180,16 @@ def export_gguf(
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     template = getattr(model, "chat_template", None)
+    _, _, templates = spoken_with(tokenizer, template)
     if template is not None:
-        writer.add_chat_template(template)
+        named = [{"name": name, "template": text} for name, text in templates.items()]
+        writer.add_chat_template(template if len(named) == 1 else named)
     if tokenizer is not None:
         _add_tokenizer(writer, tokenizer, config.vocab_size, template)
 
     outer = {ours: theirs for theirs, ours in _GGUF_OUTER.items()}
     block = {ours: theirs for theirs, ours in _GGUF_BLOCK.items()}
+    narrow = []
     for name, weight in model.state_dict().items():
         if name in outer:
             theirs = outer[name]
@@ -185,10 +199,12 @@ def export_gguf(
         if theirs.endswith(("attn_q.weight", "attn_k.weight")):
             weight = neighbours_from_halves(weight, config.head_dim)
         kind = matrix if weight.ndim == 2 else GGMLQuantizationType.F32
-        try:
-            stored = quantize(weight.float().cpu().numpy(), kind)
-        except QuantError as error:
-            raise ValueError(f"{name} cannot be stored as {dtype}: {error}") from error
+        if kind == GGMLQuantizationType.Q8_0 and weight.shape[1] % 32:
+            kind = GGMLQuantizationType.F16
+            narrow.append(name)
+        if kind != GGMLQuantizationType.F32 and bool((weight.abs() > _LARGEST[kind.name]).any()):
+            raise ValueError(f"{name} holds a number that is too large for {dtype}; take f32")
+        stored = quantize(weight.float().cpu().numpy(), kind)
         writer.add_tensor(theirs, stored, raw_dtype=kind)
     with assets.written_whole(path) as new:
         try:
@@ -197,7 +213,17 @@ def export_gguf(
             writer.write_tensors_to_file()
         finally:
             writer.close()
+    if narrow:
+        print(
+            f"{path.name}: {len(narrow)} matrices are not as wide as whole blocks of 32 and were "
+            f"stored as f16, {narrow[0]} the first",
+            file=sys.stderr,
+        )
     return path
+
+
+# The largest numbers: float16's own, and 127 steps of at most that.
+_LARGEST = {"F16": 65_504.0, "Q8_0": 127 * 65_504.0}
 
 
 def _add_tokenizer(
@@ -205,26 +231,29 @@ def _add_tokenizer(
 ) -> None:
     from gguf import TokenType
 
-    if tokenizer.vocab_size != vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model {vocab_size}: they do "
-            "not belong together"
-        )
-    entries = tokenizer.backend.get_vocab()
-    ordered = sorted(entries, key=entries.__getitem__)
-    special = tokenizer.special_tokens
+    ordered = [f"[PAD{number}]" for number in range(vocab_size)]
+    kinds = [TokenType.UNUSED] * vocab_size
+    added = tokenizer.backend.get_added_tokens_decoder()
+    for entry, number in tokenizer.backend.get_vocab().items():
+        ordered[number], kinds[number] = entry, TokenType.NORMAL
+        if number in added:
+            special = added[number].special
+            kinds[number] = TokenType.CONTROL if special else TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")  # byte-level BPE
     writer.add_tokenizer_pre("smollm")  # llama.cpp's name for: every digit by itself
     writer.add_token_list(ordered)
-    writer.add_token_types(
-        [TokenType.CONTROL if entry in special else TokenType.NORMAL for entry in ordered]
-    )
+    writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in merges_of(tokenizer.backend)])
-    ends = TEXT_ENDS if chat_template is None else CHAT_ENDS
-    writer.add_bos_token_id(ends["bos_token_id"])
-    writer.add_eos_token_id(ends["eos_token_id"])
-    writer.add_unk_token_id(tokenizer.eos_id)
-    writer.add_pad_token_id(tokenizer.eos_id)
+    names, ends, _ = spoken_with(tokenizer, chat_template)
+    last = ends.get("eos_token_id", tokenizer.eos_id)
+    last = last if isinstance(last, list) else [last]
+    number_of = tokenizer.backend.get_vocab()
+    writer.add_bos_token_id(ends.get("bos_token_id", tokenizer.eos_id))
+    writer.add_eos_token_id(last[0])
+    if len(last) > 1:
+        writer.add_eot_token_id(last[1])
+    writer.add_unk_token_id(number_of.get(names.get("unk_token", ""), tokenizer.eos_id))
+    writer.add_pad_token_id(number_of.get(names.get("pad_token", ""), tokenizer.eos_id))
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
 

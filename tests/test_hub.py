@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import gguf as gguf_format
@@ -243,6 +244,194 @@ def test_a_tensor_in_two_files_is_named(folder):
         load_pretrained(folder)
 
 
+# Other people's folders
+
+
+@pytest.mark.parametrize("field", ["config.json", INDEX])
+def test_a_byte_order_mark_does_no_harm(field, folder):
+    if field == INDEX:
+        index = {
+            "weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), "w.safetensors")
+        }
+        (folder / "model.safetensors").rename(folder / "w.safetensors")
+        (folder / INDEX).write_text(json.dumps(index))
+    text = (folder / field).read_text("utf-8")
+    (folder / field).write_text("\ufeff" + text, "utf-8")
+    assert load_pretrained(folder, quiet=True).config == TINY
+    (folder / field).write_text(text, "utf-16")
+    assert load_pretrained(folder, quiet=True).config == TINY
+
+
+WRAPPERS = [
+    "module.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "module.module.",
+    "_orig_mod._orig_mod.module.",
+    "_fsdp_wrapped_module.module.",
+    "model.",  # Lightning: the attribute that holds the model
+    "module.model._orig_mod.",
+    "base_model.model.",  # PEFT
+]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("front", WRAPPERS)
+def test_what_wrappers_put_before_the_names_is_taken_off(front, tied, tmp_path):
+    config = dataclasses.replace(TINY, tie_embeddings=tied)
+    model = make(config)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
+    save_file({front + n: w for n, w in model.state_dict().items()}, tmp_path / "model.safetensors")
+    assert same(load_pretrained(tmp_path, quiet=True), model)
+
+
+def test_what_wrappers_put_within_the_names_is_taken_off(folder):
+    """Blocks that were compiled or checkpointed one by one; and the model without its head."""
+    before = load_pretrained(folder, quiet=True)
+    tensors = load_file(folder / "model.safetensors")
+    for within in ("layers.1._orig_mod.", "layers.1._checkpoint_wrapped_module._orig_mod."):
+        renamed = {n.replace("layers.1.", within): w for n, w in tensors.items()}
+        save_file(renamed, folder / "model.safetensors")
+        assert same(load_pretrained(folder, quiet=True), before)
+    save_file(
+        {n.removeprefix("model."): w for n, w in tensors.items()}, folder / "model.safetensors"
+    )
+    assert same(load_pretrained(folder, quiet=True), before)
+
+
+def test_a_tensor_under_two_names_is_named(folder):
+    rewrite(folder, **{f"module.{QUERY}": torch.zeros(48, 48)})
+    with pytest.raises(assets.CorruptAssetError, match=f"{QUERY}, module.{QUERY}: all {QUERY}"):
+        load_pretrained(folder)
+
+
+def test_unknown_names_are_told_as_they_are_stored(folder):
+    tensors = load_file(folder / "model.safetensors") | {"extra.weight": torch.zeros(3)}
+    save_file({f"module.{n}": w for n, w in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(assets.CorruptAssetError, match=r"module\.extra\.weight is unknown"):
+        load_pretrained(folder)
+
+
+def test_ropes_frequencies_that_older_versions_stored_are_known(folder):
+    before = load_pretrained(folder, quiet=True)
+    D = TINY.head_dim
+    frequencies = 1 / TINY.rope_theta ** (torch.arange(0, D, 2) / D)
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    rewrite(folder, **{name.format(0): frequencies, name.format(1): frequencies.bfloat16()})
+    assert same(load_pretrained(folder, quiet=True), before)
+    for wrong in (frequencies / 2, frequencies[:-1], frequencies[None]):
+        rewrite(folder, **{name.format(1): wrong.clone()})
+        with pytest.raises(assets.CorruptAssetError, match="inv_freq holds other frequencies"):
+            load_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_numbers_that_are_no_weights_are_named(dtype, folder):
+    rewrite(folder, **{QUERY: torch.zeros(48, 48, dtype=dtype)})
+    with pytest.raises(assets.CorruptAssetError, match=f"{QUERY} holds {dtype}.*quantised"):
+        load_pretrained(folder)
+
+
+def test_weights_that_are_there_twice_are_a_question(folder):
+    shutil.copy(folder / "model.safetensors", folder / "older.safetensors")
+    index = {
+        "weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), "older.safetensors")
+    }
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(assets.CorruptAssetError, match=r"weights twice.*remove what is old"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", ""])
+def test_an_index_reaches_no_other_folder(name, folder):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(assets.CorruptAssetError, match="names no files"):
+        load_pretrained(folder)
+
+
+def test_a_shape_that_cannot_be_is_named(folder):
+    for field, value in (("num_hidden_layers", 10**9), ("hidden_size", 10**12),
+                         ("max_position_embeddings", 10**9), ("head_dim", 2 * 10**18)):  # fmt: skip
+        fields = config_to_hf(TINY) | {field: value}
+        (folder / "config.json").write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match=str(folder)) as error:
+            load_pretrained(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_a_configuration_that_is_refused_names_its_file(folder):
+    (folder / "config.json").write_text(json.dumps(config_to_hf(TINY) | {"mlp_bias": True}))
+    with pytest.raises(ValueError, match=r"config\.json: mlp_bias=True"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("w.pt", r"load_walkthrough_checkpoint\('.*w\.pt'\), 'w'\)"),
+        ("pytorch_model.bin", "pickled weights"),
+        ("last.ckpt", "pickled weights"),
+        ("model.safetensors", "a file of a model folder; name the folder"),
+        ("config.json", "a file of a model folder; name the folder"),
+        ("model.safetensors.index.json", "a file of a model folder"),
+        ("notes.txt", "no whole GGUF file: it begins with b'hell'"),
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_named_with_the_way_to_go(name, message, tmp_path):
+    (tmp_path / name).write_text("hello")
+    with pytest.raises(ValueError, match=message) as error:
+        load_pretrained(tmp_path / name)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_the_way_to_go_works(tmp_path, monkeypatch):
+    """The command in the error, word by word."""
+    import shlex
+    import subprocess
+
+    path = tmp_path / "w.pt"
+    config = dataclasses.asdict(TINY)
+    torch.save({"model": make().state_dict(), "config": config}, path)
+    with pytest.raises(ValueError, match="pickled") as error:
+        load_pretrained(path)
+    command = shlex.split(str(error.value).partition("model folder of it: ")[2])
+    subprocess.run([sys.executable, *command[1:]], check=True, cwd=tmp_path)
+    folder = load_pretrained(tmp_path / "w", quiet=True)
+    assert same(folder, hub.load_walkthrough_checkpoint(path))
+
+
+def test_a_gguf_file_needs_no_ending(tmp_path):
+    model = make()
+    loaded = load_pretrained(write_gguf(tmp_path / "sha256-1234", model), quiet=True)
+    assert same(loaded, model)
+
+
+def test_an_adapter_alone_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(assets.MissingAssetError, match="an adapter alone: merge it"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("source", [5, "", b"folder", ["folder"], 1.5])
+def test_a_source_of_the_wrong_type_is_named(source, tries):
+    with pytest.raises(TypeError, match=r"source=.*must be a path or a hub name"):
+        load_pretrained(source)
+    assert not tries
+
+
+def test_arguments_of_the_wrong_type_are_named():
+    with pytest.raises(TypeError, match="model=str: must be a SmolLM2"):
+        to_transformers("model")
+    with pytest.raises(TypeError, match="model=LlamaForCausalLM: must be a SmolLM2"):
+        to_transformers(to_transformers(make()))
+    for weight, head_dim in ((torch.zeros(7, 3), 4), ("w", 4), (torch.zeros(8, 3), 3),
+                             (torch.zeros(8, 3), 0), (torch.zeros(8, 3), 4.0)):  # fmt: skip
+        for function in (halves_from_neighbours, neighbours_from_halves):
+            with pytest.raises(ValueError, match="must"):
+                function(weight, head_dim)
+
+
 # GGUF
 
 
@@ -324,6 +513,9 @@ def test_a_gguf_gives_the_same_model(tied, tmp_path):
         ({"blk.1.attn_q.bias": torch.zeros(48)}, "unknown tensor blk.1.attn_q.bias"),
         ({"rope_freqs.weight": torch.zeros(4)}, "unknown tensor rope_freqs.weight"),
         ({"blk.1.attn_q.weight": torch.zeros(40, 48)}, rf"{QUERY} has shape \(40, 48\)"),
+        ({"blk.1.attn_q.weight": torch.zeros(42, 48)}, r"attn_q\.weight: a weight of shape \(42"),
+        ({"blk.1.attn_q.weight": torch.zeros(48, 48, dtype=torch.int8)}, "is stored as I8"),
+        ({"llama.attention.sliding_window": 8}, "sliding_window=8: this model attends to all"),
     ],
 )
 def test_a_gguf_that_does_not_fit_is_named(changes, message, tmp_path):
@@ -331,6 +523,12 @@ def test_a_gguf_that_does_not_fit_is_named(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         load_pretrained(path)
     assert str(path) in str(error.value)
+
+
+def test_ropes_divisors_of_one_do_no_harm(tmp_path):
+    model = make()
+    path = write_gguf(tmp_path / "a.gguf", model, **{"rope_freqs.weight": torch.ones(4)})
+    assert same(load_pretrained(path, quiet=True), model)
 
 
 @pytest.mark.parametrize("kept", [0, 3, 500, -1, -1000])

@@ -140,11 +140,21 @@ def test_policy_notices():
 # --- definitions -------------------------------------------------------------------------------
 
 
+def validates(node):
+    """Say whether a statement only checks arguments: it is left out of what the reader reads."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        name = getattr(node.value.func, "attr", getattr(node.value.func, "id", ""))
+        return name.startswith("_check")
+    return isinstance(node, ast.FunctionDef) and node.name.startswith("_check")
+
+
 def bare(tree):
-    """Return a definition's syntax tree as text, without docstrings."""
+    """Return a definition's syntax tree as text, without docstrings and checks of arguments."""
     tree = copy.deepcopy(tree)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = body = [part for part in body if not validates(part)]
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             value = body[0].value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
@@ -216,6 +226,8 @@ def test_a_changed_definition_is_noticed():
     assert definitions(source)["RMSNorm"] == PACKAGE["RMSNorm"]
     assert definitions(source.replace("mean(-1", "mean(1"))["RMSNorm"] != PACKAGE["RMSNorm"]
     assert definitions(source.replace("Scale each", "Shrink each"))["RMSNorm"] == PACKAGE["RMSNorm"]
+    for change in (("x = self.model.norm(x)", "x = x"), ("self._check(idx", "self._other(idx")):
+        assert definitions(source.replace(*change))["SmolLM2"] != PACKAGE["SmolLM2"]
 
 
 # --- exercises ---------------------------------------------------------------------------------

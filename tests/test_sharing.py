@@ -472,8 +472,14 @@ def test_transformers_reads_the_tokenizer_in_a_gguf(with_tokenizer, tokenizer, t
 def test_what_a_gguf_cannot_hold_is_named(tmp_path):
     with pytest.raises(ValueError, match="dtype='q4_k': must be one of f32, f16, q8_0"):
         export_gguf(make(SMALL), tmp_path / "mine.gguf", "q4_k")
-    with pytest.raises(ValueError, match=r"embed_tokens\.weight cannot be stored as q8_0"):
-        export_gguf(make(SMALL), tmp_path / "mine.gguf", "q8_0")  # 48 wide: a block and a half
+    with pytest.raises(ValueError, match=r"dtype=\['f32'\]: must be one of"):
+        export_gguf(make(SMALL), tmp_path / "mine.gguf", ["f32"])
+    big = make(SMALL)
+    big.model.layers[0].mlp.up_proj.weight.data[3, 5] = -70_000.0
+    with pytest.raises(
+        ValueError, match=r"0\.mlp\.up_proj\.weight holds a number that is too large"
+    ):
+        export_gguf(big, tmp_path / "mine.gguf", "f16")
     assert not content(tmp_path)
 
 

@@ -7,14 +7,25 @@ import logging
 import random
 import sys
 import unicodedata
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from smol_scratch import SmolLM2, SmolLM2Config, assets, load_tokenizer
 from smol_scratch.sharing import export_gguf
-from smol_scratch.tokenizer import HUB_NAME, HUB_REVISION, REVISIONS, tokenizer_for
+from smol_scratch.tokenizer import (
+    _CUTS,
+    HUB_NAME,
+    HUB_REVISION,
+    REVISIONS,
+    SmolLM2Tokenizer,
+    merges_of,
+    tokenizer_for,
+)
 
 # Every digit by itself, also the raised and the broken ones; blanks before a digit stay together.
 TRICKY = {
@@ -206,3 +217,272 @@ def test_half_a_character_is_refused(tokenizer):
 def test_a_number_that_is_no_token_is_refused(tokenizer, number):
     with pytest.raises(ValueError, match=f"token {number}: must lie between 0 and 49151"):
         tokenizer.decode([5, number])
+
+
+# Other people's files
+
+
+def saved(tokenizer, folder: Path, **changes: object) -> Path:
+    """Write a tokenizer.json with other settings; a dict changes single ones, as in "model"."""
+    content = json.loads(tokenizer.backend.to_str())
+    for name, value in changes.items():
+        content[name] = content[name] | value if name == "model" else value
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+TRUNCATION = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    "strategy": {"Fixed": 16}, "direction": "Left", "pad_to_multiple_of": 8, "pad_id": 0,
+    "pad_type_id": 0, "pad_token": "<|endoftext|>",
+}  # fmt: skip
+AROUND = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
+               {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1],
+                                        "tokens": ["<|im_start|>"]}},
+}  # fmt: skip
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False,
+              "use_regex": True}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"truncation": TRUNCATION},
+        {"padding": PADDING},
+        {"padding": PADDING | {"strategy": "BatchLongest"}, "truncation": TRUNCATION},
+        {"post_processor": AROUND},
+        {"post_processor": BYTE_LEVEL},
+        {"model": {"dropout": 0.5}},  # merges left out by chance
+        {"model": {"unk_token": "<|endoftext|>"}},
+        {"model": {"fuse_unk": True, "continuing_subword_prefix": "", "end_of_word_suffix": ""}},
+        {"decoder": BYTE_LEVEL | {"add_prefix_space": False}},
+        {"decoder": None},
+        {"normalizer": {"type": "Sequence", "normalizers": []}},
+    ],
+    ids=lambda changes: ", ".join(changes),
+)
+def test_what_a_trainer_leaves_in_the_file_does_not_change_a_text(changes, tokenizer, tmp_path):
+    ours = load_tokenizer(saved(tokenizer, tmp_path, **changes))
+    for string in ("word " * 100, "", *TRICKY):
+        assert ours.encode(string) == tokenizer.encode(string)
+        assert ours.decode(ours.encode(string)) == string
+    assert len(ours.encode("word " * 100)) == 101
+    assert ours.fingerprint == tokenizer.fingerprint
+
+
+def test_the_case_that_was_reported_in_transformers_own_words(tokenizer, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(tokenizer.backend.to_str())
+    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|endoftext|>")
+    theirs(["a b c"] * 2, truncation=True, max_length=16, padding="max_length")
+    theirs.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 16
+    assert len(load_tokenizer(tmp_path).encode("word " * 100)) == 101
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"normalizer": {"type": kind}} for kind in ("Lowercase", "NFC", "NFD", "NFKC")),
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}},
+        {"normalizer": {"type": "Strip", "strip_left": False, "strip_right": True}},
+        {"normalizer": {"type": "Prepend", "prepend": " "}},
+        {"pre_tokenizer": BYTE_LEVEL},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": None},
+    ],
+    ids=str,
+)
+def test_what_changes_a_text_is_refused_with_an_example(changes, tokenizer, tmp_path):
+    with pytest.raises(assets.CorruptAssetError, match="splits text in another way") as error:
+        load_tokenizer(saved(tokenizer, tmp_path, **changes))
+    assert sum(f"of {text!r} it makes" in str(error.value) for text in _CUTS) == 1
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_cut_that_differs_in_one_thing_alone_is_noticed(place, tokenizer, tmp_path):
+    """A space before the text, words not cut, digits not split off: each by itself."""
+    digits = {"type": "Digits", "individual_digits": True}
+    level = BYTE_LEVEL | {"add_prefix_space": place == 1, "use_regex": place != 2}
+    parts = [digits, level] if place != 3 else [level | {"add_prefix_space": False}]
+    changes = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
+    with pytest.raises(assets.CorruptAssetError, match="splits text in another way"):
+        load_tokenizer(saved(tokenizer, tmp_path, **changes))
+
+
+def test_special_tokens_that_are_none_are_named(tokenizer, tmp_path):
+    with pytest.raises(assets.CorruptAssetError, match="is none of its special tokens"):
+        load_tokenizer(saved(tokenizer, tmp_path, added_tokens=[]))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"model": {}}', "[" * 100_000,
+                                     '{"model": {"vocab": {"a": 99999999999}, "merges": []}}',
+                                     '{"model": {"vocab": {"a": -1}, "merges": []}}',
+                                     '{"model": {"vocab": {"a": 0, "b": 0}, "merges": []}}',
+                                     '{"model": {"vocab": {"a": 0}, "merges": [5]}}',
+                                     '{"model": {"vocab": {"a": 0}, "merges": []}}'])  # fmt: skip
+def test_no_tokenizer_is_named(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(assets.CorruptAssetError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_byte_order_mark_does_no_harm(tokenizer, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("\ufeff" + tokenizer.backend.to_str(), "utf-8")
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+def extended(tokenizer, *added: AddedToken, entries=(), merges=()) -> Tokenizer:
+    """SmolLM2's with tokens and merges behind its own."""
+    content = json.loads(tokenizer.backend.to_str())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {entry: len(vocabulary) + i for i, entry in enumerate(entries)}
+    content["model"]["merges"] += merges
+    backend = Tokenizer.from_str(json.dumps(content))
+    backend.add_tokens(list(added))
+    return backend
+
+
+@pytest.mark.parametrize("where", ["tokenizer.json", "model.gguf"])
+def test_tokens_behind_smollm2s_come_along(where, tokenizer, tmp_path):
+    backend = extended(
+        tokenizer,
+        AddedToken("[PAD]", special=True),
+        AddedToken("smörgås", normalized=False),
+        entries=["Ġlzz"],
+        merges=[["Ġl", "zz"]],
+    )
+    if where == "tokenizer.json":
+        backend.save(str(tmp_path / where))
+    else:
+        model = SmolLM2(SmolLM2Config.preset("tiny", n_layer=1, vocab_size=49_155))
+        export_gguf(model, tmp_path / where, "f16", tokenizer=SmolLM2Tokenizer(backend))
+    ours = load_tokenizer(tmp_path / where)
+    assert ours.vocab_size == 49_155
+    assert ours.encode("[PAD] ein smörgås") == backend.encode("[PAD] ein smörgås").ids
+    assert 49_154 in ours.encode("ein smörgås")
+    assert ours.encode(" lzz") == backend.encode(" lzz").ids == [49_152]
+    assert list(set(ours.special_tokens) - set(tokenizer.special_tokens)) == ["[PAD]"]
+    assert ours.fingerprint != tokenizer.fingerprint
+    for string in TRICKY:
+        assert ours.encode(string) == tokenizer.encode(string)
+        assert ours.decode(ours.encode(string)) == string
+
+
+def test_an_added_token_keeps_how_it_is_matched(tokenizer, tmp_path):
+    token = AddedToken("<gap>", lstrip=True, rstrip=True, single_word=True, normalized=False)
+    extended(tokenizer, token).save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path)
+    assert ours.decode(ours.encode("a  <gap>  b")) == "a<gap>b"
+    assert 49_152 not in ours.encode("a<gap>b")
+
+
+def test_what_smollm2_has_must_be_in_front(tokenizer, tmp_path):
+    content = json.loads(tokenizer.backend.to_str())
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(assets.CorruptAssetError, match="does not hold SmolLM2's") as error:
+        load_tokenizer(tmp_path)
+    assert "49,152 and 48,899" in str(error.value)
+    assert "elete" not in str(error.value)  # it is the user's own file
+
+
+def test_weights_with_fewer_entries_than_tokens_leave_tokens_out(tokenizer, tmp_path):
+    """A pad token that was added to the tokenizer alone: the text of it is like any other."""
+    added = [AddedToken("[PAD]", special=True), AddedToken("[X]", special=True)]
+    extended(tokenizer, *added).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x", "eos_token": "[X]"}')
+    ours = tokenizer_for(tmp_path, 49_153)
+    assert ours.vocab_size == 49_153
+    assert 49_152 in ours.encode("[PAD]")
+    assert max(ours.encode("a [X]")) < 49_152
+    assert ours.decode(ours.encode("a [X]")) == "a [X]"
+    assert (ours.chat_templates, ours.end_ids) == ({"default": "x"}, ())
+    assert tokenizer_for(tmp_path, 49_152).fingerprint == tokenizer.fingerprint
+    assert tokenizer_for(tmp_path, 49_216).vocab_size == 49_154  # a padded embedding
+    with pytest.raises(ValueError, match=r"has 49,154 entries, the weights only 32,000"):
+        tokenizer_for(tmp_path, 32_000)
+
+
+def gguf_with(tokenizer, path: Path, **changes: object) -> Path:
+    """Write a GGUF file that holds a tokenizer alone; None leaves a field out."""
+    from gguf import GGUFWriter
+
+    vocabulary = tokenizer.backend.get_vocab()
+    fields = {
+        "model": "gpt2",
+        "pre": "smollm",
+        "tokens": sorted(vocabulary, key=vocabulary.__getitem__),
+        "token_type": [3] * 17 + [1] * (len(vocabulary) - 17),
+        "merges": [" ".join(pair) for pair in merges_of(tokenizer.backend)],
+    } | changes
+    writer = GGUFWriter(path, "llama")
+    for name, value in fields.items():
+        if isinstance(value, list):
+            writer.add_array(f"tokenizer.ggml.{name}", value)
+        elif isinstance(value, str):
+            writer.add_string(f"tokenizer.ggml.{name}", value)
+        elif value is not None:
+            writer.add_uint32(f"tokenizer.ggml.{name}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_fields_on_the_tokenizer_can_be_left_out(tokenizer, tmp_path):
+    left_out = {"model": None, "pre": None, "token_type": None}
+    ours = load_tokenizer(gguf_with(tokenizer, tmp_path / "any.gguf", **left_out))
+    assert ours.special_tokens == tokenizer.special_tokens
+    assert (ours.names, ours.end_ids) == ({}, ())
+    for string in TRICKY:
+        assert ours.encode(string) == tokenizer.encode(string)
+
+
+def test_gguf_fields_on_the_tokenizer_are_read(tokenizer, tmp_path):
+    ids = {"bos": 3, "eos": 4, "unknown": 5, "padding": 6, "eot": 7, "eom": 8}
+    ids = {f"{name}_token_id": number for name, number in ids.items()}
+    ours = load_tokenizer(gguf_with(tokenizer, tmp_path / "any.gguf", **ids))
+    number = ours.special_tokens
+    assert {name: number[token] for name, token in ours.names.items()} == {
+        "bos_token": 3, "eos_token": 4, "unk_token": 5, "pad_token": 6,
+    }  # fmt: skip
+    assert ours.end_ids == (4, 7, 8)
+    with pytest.raises(assets.CorruptAssetError, match=r"tokenizer.ggml.model='llama'"):
+        load_tokenizer(gguf_with(tokenizer, tmp_path / "other.gguf", model="llama"))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda t: t.encode(5), TypeError, "text=5: must be a str"),
+        (lambda t: t.encode(b"a" * 100), TypeError, r"text=b'aaa.*\(bytes\): must be a str"),
+        (lambda t: t.encode(None), TypeError, "text=None"),
+        (lambda t: t.decode(5), TypeError, "ids=5: must be whole numbers"),
+        (lambda t: t.decode("abc"), TypeError, "ids='abc'"),
+        (lambda t: t.decode([1.5]), TypeError, r"ids=\[1\.5\]"),
+        (lambda t: t.decode([None]), TypeError, r"ids=\[None\]"),
+        (lambda t: t.decode(torch.tensor([1.5])), TypeError, "ids="),
+        (lambda t: t.tokens(7), TypeError, "ids=7"),
+        (lambda t: load_tokenizer(5), TypeError, "source=5: must be a path"),
+        (lambda t: load_tokenizer(""), TypeError, "source=''"),
+        (lambda t: tokenizer_for(None, "49152"), TypeError, "vocab_size='49152'"),
+        (lambda t: SmolLM2Tokenizer("x"), TypeError, "backend=str"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(call, error, message, tokenizer):
+    with pytest.raises(error, match=message):
+        call(tokenizer)
+
+
+def test_numbers_of_any_kind_are_decoded(tokenizer):
+    ids = tokenizer.encode("To be")
+    for same in (np.array(ids, dtype=np.uint16), torch.tensor(ids), tuple(ids), iter(ids)):
+        assert tokenizer.decode(same) == "To be"
