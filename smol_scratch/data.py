@@ -107,22 +107,29 @@ class DataLoaderLite:
         start = self.position + self.rank * self.B * self.T
         part = torch.from_numpy(_read(self.tokens, start, start + self.B * self.T + 1))
         self.position += self.step
+        self._start_over_at_the_end()
+        # y is a copy, so that writing into one does not change the other.
+        return part[:-1].view(self.B, self.T), part[1:].clone().view(self.B, self.T)
+
+    def _start_over_at_the_end(self) -> None:
+        """Go back to the first token where less than a whole batch is left."""
         if self.position + self.step + 1 > len(self.tokens):
             self.position = 0
             self.passes += 1
-        # y is a copy, so that writing into one does not change the other.
-        return part[:-1].view(self.B, self.T), part[1:].clone().view(self.B, self.T)
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands: plain numbers, the same on every rank."""
         return {"position": self.position, "passes": self.passes, "tokens": len(self.tokens)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go where another loader stood; the next batch is the one it would have given.
+        """Go where another loader stood: the next batch begins at the token that it would have.
+
+        Its batches may have been of another size. Where less than a whole batch is left, the next
+        one is the first of a new pass.
 
         Raises:
-            ValueError: for anything that is no state of a loader over as many tokens with batches
-                that end in the same places. The loader then stays where it is.
+            ValueError: for anything that is no state of a loader over as many tokens. The loader
+                then stays where it is.
         """
         wrong = {name: value for name, value in state.items() if type(value) is not int}
         if set(state) != set(self.state_dict()) or wrong:
@@ -136,14 +143,15 @@ class DataLoaderLite:
                 f"{len(self.tokens):,}: go on with the same text and the same tokenizer"
             )
         position = state["position"]
-        if position % self.step or not 0 <= position < self.batches_per_pass * self.step:
+        if not 0 <= position < len(self.tokens):
             raise ValueError(
-                f"position={position}: no batch of {self.step:,} tokens begins there; go on with "
-                "the B · T · world_size that it was saved with"
+                f"position={position}: must lie between 0 and {len(self.tokens) - 1:,}, the last "
+                "token's"
             )
         if state["passes"] < 0:
             raise ValueError(f"passes={state['passes']}: must not be negative")
         self.position, self.passes = position, state["passes"]
+        self._start_over_at_the_end()
 
 
 def split(tokens: Tokens, fraction: float = 0.1) -> tuple[Tokens, Tokens]:

@@ -37,7 +37,7 @@ class TrainingConfig:
         accumulate: batches whose gradients are summed for one update.
         learning_rate: at its peak.
         min_learning_rate: at the schedule's end.
-        warmup_steps: steps to the peak.
+        warmup_steps: steps to the peak; in a short run at most half of the schedule.
         lr_schedule: whether the learning rate moves; off, it stays at its peak.
         schedule: cosine (the original project's) or wsd: warm-up, stable, decay (SmolLM2's own).
         schedule_steps: length of the schedule where it is not --steps; a resumed run keeps it.
@@ -115,12 +115,16 @@ class TrainingConfig:
             self.preset, block_size=self.block_size, init_std=self.init_std, dropout=self.dropout
         )
 
+    def warmup(self) -> int:
+        """Return the steps to the peak: ``warmup_steps``, and at most half of the schedule."""
+        return min(self.warmup_steps, (self.schedule_steps or self.steps) // 2)
+
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of the update that follows ``step`` others."""
         if not self.lr_schedule:
             return self.learning_rate
         total = self.schedule_steps or self.steps
-        peak, minimum, warmup = self.learning_rate, self.min_learning_rate, self.warmup_steps
+        peak, minimum, warmup = self.learning_rate, self.min_learning_rate, self.warmup()
         if self.schedule == "cosine":
             return cosine(step, peak=peak, minimum=minimum, warmup=warmup, total=total)
         decay = self.decay_steps or max(total // 5, 1)

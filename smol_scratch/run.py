@@ -11,6 +11,7 @@ import csv
 import glob
 import importlib.util
 import io
+import itertools
 import os
 import platform
 import re
@@ -29,11 +30,12 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from smol_scratch import assets
-from smol_scratch.checkpoint import load_checkpoint, save_checkpoint
+from smol_scratch.checkpoint import load_checkpoint, read_state, save_checkpoint
 from smol_scratch.corpus import load_text, unseen_plays
 from smol_scratch.data import Tokens, split
 from smol_scratch.hardware import choose_device, find_hardware
 from smol_scratch.recipe import TrainingConfig
+from smol_scratch.texts import encode_files
 from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer
 from smol_scratch.training import (
     DivergedError,
@@ -46,7 +48,7 @@ from smol_scratch.training import (
 
 def load_data(
     config: TrainingConfig, tokenizer: SmolLM2Tokenizer, look: bool = True
-) -> tuple[list[int], list[int] | None]:
+) -> tuple[Tokens, Tokens | None]:
     """Return the tokens to train on and the held-out ones, as the recipe says.
 
     Args:
@@ -58,6 +60,7 @@ def load_data(
         MissingAssetError: when the text, or the plays that are held out, cannot be found.
         ValueError: when the text is no UTF-8, or ``held_out`` leaves one of the two empty.
     """
+    tokens: Tokens
     if config.text is None:
         tokens = tokenizer.encode(load_text())
         if not config.held_out:
@@ -66,25 +69,30 @@ def load_data(
             return tokens, tokenizer.encode("\n".join(unseen_plays().values()))
     else:
         try:
-            tokens = tokenizer.encode(config.text.read_text("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--text {config.text} is no UTF-8 text: {error}") from error
+            tokens = encode_files(config.text, tokenizer)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"--text {error}") from error
         if not config.held_out:
             return tokens, None
-    train_tokens, held_out = split(tokens, config.held_out)
-    return list(train_tokens[:]), list(held_out[:])
+    return split(tokens, config.held_out)
 
 
 class Interruption:
-    """Remembers Ctrl-C and SIGTERM until the step that is under way has ended.
+    """Remembers Ctrl-C and SIGTERM until the step that is under way has ended, and says so.
 
     A second signal interrupts at once, but not under ``torchrun``: who manages a job may signal
     its processes as well as the launcher, which sends the signal on, so that one arrives twice.
     (The launcher kills them 30 seconds later.)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = "") -> None:
+        """Begin to wait.
+
+        Args:
+            notice: what is said at the first signal.
+        """
         self.signal: int | None = None
+        self.notice = notice
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -101,6 +109,9 @@ class Interruption:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and not dist.is_torchelastic_launched():
             raise KeyboardInterrupt
+        if self.signal is None and self.notice:
+            # Past Python's own buffer, which this may have interrupted.
+            os.write(2, f"\n{self.notice}\n".encode())
         self.signal = number
 
 
@@ -113,19 +124,27 @@ class MetricsFile:
     def __init__(self, path: Path, state: TrainingState) -> None:
         """Open it for the steps from ``state.step`` on.
 
+        What an earlier start of the same run left, which ended before its first checkpoint, is
+        moved aside.
+
         Raises:
             ValueError: when a new run would mix its rows with those of another.
             OSError: when it cannot be written.
         """
-        self.path = path
+        self.path, self.moved = path, None
         options = state.options
         own = step_folder(options.save, state.step).resolve()
         other = options.ckpt and options.ckpt.resolve() != own
         if path.exists() and (state.step == 0 or (other and not options.metrics)):
-            raise ValueError(
-                f"{path} is already there: remove it, or name another file with --metrics (or this "
-                "one, to go on with it after a checkpoint)"
-            )
+            if options.metrics is None and state.step == 0 and self._is_ours(path):
+                self.moved = self._move_aside(path)
+            elif self._has_rows(path):
+                raise ValueError(
+                    f"{path} is already there: remove it, or name another file with --metrics (or "
+                    "this one, to go on with it after a checkpoint)"
+                )
+            else:
+                path.unlink()
         kept = [",".join(Metrics._fields) + "\n"]
         if path.exists():
             lines = path.read_text("utf-8").splitlines(keepends=True)
@@ -133,6 +152,30 @@ class MetricsFile:
         kept.insert(0 if state.step == 0 else len(kept), f"# {describe_run(state)}\n")
         assets.write_atomically(path, "".join(kept).encode())
         self.file = path.open("a", encoding="utf-8", newline="")
+
+    @staticmethod
+    def _is_ours(path: Path) -> bool:
+        """Say whether a file begins as those of this class do."""
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().startswith("# from step ")
+
+    @staticmethod
+    def _has_rows(path: Path) -> bool:
+        """Say whether a file holds anything but our head lines."""
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+        head = ",".join(Metrics._fields)
+        return any(line and not line.startswith("# from step ") and line != head for line in lines)
+
+    @staticmethod
+    def _move_aside(path: Path) -> Path | None:
+        """Rename a file of an earlier start, so that nothing is lost; without rows, remove it."""
+        if not MetricsFile._has_rows(path):
+            path.unlink()
+            return None
+        names = (path.with_name(f"{path.name}.{n}") for n in itertools.count(1))
+        target = next(name for name in names if not name.exists())
+        path.rename(target)
+        return target
 
     @staticmethod
     def _stays(line: str, step: int) -> bool:
@@ -170,7 +213,7 @@ def describe_run(state: TrainingState) -> str:
 def run(config: TrainingConfig, options: RunOptions) -> Path:
     """Train as the recipe says; return the folder of the last checkpoint.
 
-    Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint.
+    Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint; once more, at once.
 
     Raises:
         ValueError: for a recipe, text or checkpoint that cannot be used.
@@ -222,6 +265,8 @@ def _run(config: TrainingConfig, options: RunOptions) -> tuple[Path, int | None]
     else:
         state = load_checkpoint(options.ckpt, tokens, held_out, config, options)
         say(f"checkpoint {options.ckpt}: {state.step} steps were made")
+        for line in what_changed(options.ckpt, state):
+            say(line)
         if config.steps <= state.step:
             raise ValueError(
                 f"--steps {config.steps}: counts from the run's beginning, and {options.ckpt} "
@@ -239,13 +284,22 @@ def _consume(
     say = _say if first else _say_nothing
     path = options.metrics or options.save.with_name(options.save.name + ".csv")
     metrics = MetricsFile(path, state) if first else None
-    interruption = Interruption()
+    size = 3 * sum(w.nbytes for w in state.model.parameters()) / 1e6
+    notice = f"The step under way ends first, then a checkpoint of {size:,.0f} MB is saved; that "
+    notice += "takes some seconds. Once more: stop at once, and save nothing."
+    interruption = Interruption(notice if first else "")
+    if metrics and metrics.moved:
+        say(f"{path} was of a start that left no checkpoint: kept as {metrics.moved}")
     begun, saved = state.step, options.ckpt
     with (
         interruption.watched(),
         tracking(options if first else None) as track,
         tqdm(
-            total=config.steps, initial=state.step, unit="step", disable=None if first else True
+            total=config.steps,
+            initial=state.step,
+            unit=" step",
+            dynamic_ncols=True,
+            disable=None if first else True,
         ) as bar,
     ):
         try:
@@ -262,10 +316,7 @@ def _consume(
                     folder = step_folder(options.save, state.step)
                     save_checkpoint(state, folder, tokenizer, replace=True)
                     saved = folder
-                    words = ["--ckpt", str(saved), "--save", str(options.save)]
-                    if options.metrics is not None:
-                        words += ["--metrics", str(options.metrics)]
-                    say(f"interrupted; saved {saved}. To go on: {shlex.join(words)}")
+                    say(f"interrupted; saved {saved}. To go on:\n  {to_go_on(state, folder)}")
                     return saved, interruption.signal or signal.SIGTERM
                 interval = options.checkpoint_interval
                 if interval and state.step % interval == 0 and state.step < config.steps:
@@ -281,11 +332,52 @@ def _consume(
                 if metrics:
                     metrics.write_end(state.step, held_out)
             save_checkpoint(state, options.save, tokenizer)
-            say(f"saved {options.save}")
+            say(f"saved {options.save}. To hear it:\n  {to_hear(options.save)}")
         except (DivergedError, OSError) as error:
             at = f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet"
             raise type(error)(f"{error}; {at}") from error
     return options.save, None
+
+
+def to_go_on(state: TrainingState, folder: Path) -> str:
+    """Return the whole command that goes on from a checkpoint; it carries the rest itself."""
+    options = state.options
+    words = ["python", "-m"]
+    if dist.is_torchelastic_launched():
+        local = os.environ.get("LOCAL_WORLD_SIZE", str(state.world_size))
+        words = ["torchrun", "--nproc-per-node", local, "-m"]
+    words += ["smol_scratch", "train", "--ckpt", str(folder), "--save", str(options.save)]
+    if options.metrics is not None:
+        words += ["--metrics", str(options.metrics)]
+    return shlex.join(words)
+
+
+def to_hear(folder: Path) -> str:
+    """Return the command that lets a checkpoint write."""
+    words = ["python", "-m", "smol_scratch", "generate", "--ckpt", str(folder)]
+    return shlex.join([*words, "--prompt", "ROMEO:"])
+
+
+def what_changed(folder: Path, state: TrainingState) -> Iterator[str]:
+    """Yield what a resumed run does otherwise from here on, in the flags' words."""
+    before: TrainingConfig = read_state(folder)["config"]
+    now, step = state.config, state.step
+    sizes = ("batch_size", "sequence_length", "accumulate")
+    if any(getattr(before, name) != getattr(now, name) for name in sizes):
+        said = ", ".join(
+            f"--{name.replace('_', '-')} {getattr(now, name)} (was {getattr(before, name)})"
+            for name in sizes
+            if getattr(before, name) != getattr(now, name)
+        )
+        yield f"{said}: the next batch begins where the last one ended, at token " + (
+            f"{state.loader.position:,}"
+        )
+    rates = before.learning_rate_at(step), now.learning_rate_at(step)
+    if abs(rates[0] - rates[1]) > 0.01 * max(rates):
+        yield (
+            f"the learning rate jumps: at step {step} it would have been {rates[0]:.3g} and is "
+            f"{rates[1]:.3g}, since the schedule's flags are others"
+        )
 
 
 def step_folder(save: Path, step: int) -> Path:
@@ -378,6 +470,11 @@ def say_start(
     say(f"products in {state.precision.dtype}: {state.precision.reason}")
     batches = f"{state.loader.batches_per_pass} batches of {sizes} a pass{summed}"
     say(f"text: {len(tokens):,} tokens, {batches}")
+    left = len(tokens) - 1 - state.loader.batches_per_pass * state.loader.step
+    if left:
+        say(f"  of which the last {left:,} are in no batch: a pass is of whole batches")
+    if config.lr_schedule and config.warmup() < config.warmup_steps:
+        say(f"warm-up: {config.warmup()} steps, not {config.warmup_steps}: half of the schedule")
     if held_out is None or state.held_out is None:
         say("held out: nothing, so nobody will know what it learns by heart (see --held-out)")
     else:

@@ -126,6 +126,10 @@ class SmolLM2Tokenizer:
             raise ValueError(f"token {wrong[0]}: must lie between 0 and {self.vocab_size - 1}")
         return self.backend.decode(numbers, skip_special_tokens=False)
 
+    def unencodable(self, text: str) -> Counter[str]:
+        """Return the characters of a text that the vocabulary cannot express, with their counts."""
+        return Counter(self._unencodable.findall(text))
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Return each token's own piece of text; bytes that are no whole character show as �."""
         return [self.decode([i]) for i in _whole_numbers(ids)]

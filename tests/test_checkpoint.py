@@ -16,6 +16,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -374,13 +375,14 @@ REFUSED = (assets.CorruptAssetError, assets.MissingAssetError)
 
 
 def test_what_a_checkpoint_consists_of(good):
-    assert {path.name for path in good.iterdir()} == set(FILES)
+    there = [path for path in good.rglob("*") if path.is_file()]
+    assert {path.relative_to(good).as_posix() for path in there} == set(FILES)
     content = json.loads((good / STATE).read_text("utf-8"))
     assert set(content["files"]) == set(FILES) - {STATE}
     assert content["step"] == 2
     if os.name != "nt":
         assert good.stat().st_mode & 0o777 == 0o755
-        assert {path.stat().st_mode & 0o777 for path in good.iterdir()} == {0o644}
+        assert {path.stat().st_mode & 0o777 for path in there} == {0o644}
     assert {t.dtype for t in load_file(good / "model.safetensors").values()} == {torch.float32}
 
 
@@ -472,7 +474,9 @@ def test_a_folder_that_is_no_checkpoint(good, tmp_path):
         ({"seed": 1}, "seed=1: .* begun with 1337"),
         ({"held_out": 0.5}, "held_out=0.5"),
         ({"decay_matrices_only": True}, "decay_matrices_only=True: .* begun with False"),
-        ({"batch_size": 5}, "no batch of 40 tokens begins there"),
+        ({"block_size": 32}, "block_size=32: .* begun with 16"),
+        ({"init_std": 0.03}, "init_std=0.03: .* begun with 0.02"),
+        ({"preset": "tiny"}, "preset='tiny': .* begun with '135M'"),
     ],
 )
 def test_a_recipe_that_does_not_go_with_the_checkpoint(good, changes, reason):
@@ -614,7 +618,7 @@ def test_transformers_loads_the_folder_as_it_is(tmp_path, tokenizer):
 
 
 def test_nothing_is_pickled(good):
-    for path in good.iterdir():
+    for path in (path for path in good.rglob("*") if path.is_file()):
         assert path.suffix in (".json", ".safetensors")
         assert not path.read_bytes().startswith((b"\x80", b"PK"))
 
@@ -627,8 +631,61 @@ def test_a_checkpoint_of_version_2_still_loads(good, tmp_path):
     del content["sha256"]
     content["format"] = OLDER
     content["config"] |= content.pop("options")
+    for name in (OPTIMIZER, GENERATORS):  # they stood beside the model
+        (old / name).rename(old / Path(name).name)
+        content["files"][Path(name).name] = content["files"].pop(name)
     content["sha256"] = checkpoint._digest(content)
     (old / STATE).write_text(json.dumps(content), "utf-8")
     expected, found = read_state(good), read_state(old)
     assert (found["config"], found["options"]) == (expected["config"], expected["options"])
     assert load_checkpoint(old, TOKENS).step == load_checkpoint(good, TOKENS).step
+
+
+def test_no_server_takes_a_file_of_the_run_for_weights(good):
+    """vLLM and SGLang read every safetensors file in the folder itself."""
+    assert [path.name for path in good.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_another_number_of_processes_asks_for_a_batch_size_or_an_accumulation(good, tmp_path):
+    two = tmp_path / "two"
+    shutil.copytree(good, two)
+    content = json.loads((two / STATE).read_text("utf-8"))
+    del content["sha256"]
+    content["world_size"] = 2
+    content["sha256"] = checkpoint._digest(content)
+    (two / STATE).write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match=r"had 2 process\(es\), this one has 1.*--accumulate"):
+        load_checkpoint(two, TOKENS)
+    before = read_state(two)["config"]
+    for changes in ({"accumulate": 2}, {"batch_size": 4}):
+        assert load_checkpoint(two, TOKENS, config=dataclasses.replace(before, **changes)).step
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.ENOTSUP])
+def test_a_drive_that_cannot_flush_a_folder_or_set_modes_gets_whole_checkpoints(
+    tmp_path, monkeypatch, number
+):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    def chmod(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "chmod", chmod)
+    save_checkpoint(begin(), tmp_path / "c")
+    assert load_checkpoint(tmp_path / "c", TOKENS).step == 0
+
+
+def test_a_file_that_cannot_be_flushed_is_no_checkpoint(tmp_path, monkeypatch):
+    def fsync(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        save_checkpoint(begin(), tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []

@@ -109,9 +109,8 @@ def test_a_restored_loader_goes_on_as_the_first_would_have(size, taken):
         ({"position": 0, "passes": 0, "tokens": 100, "seed": 1}, "is no state"),
         ({"position": 6.0, "passes": 0, "tokens": 100}, "is no state"),
         ({"position": 6, "passes": 0, "tokens": 99}, "99 tokens and this one has 100"),
-        ({"position": 5, "passes": 0, "tokens": 100}, "position=5: no batch"),
-        ({"position": 96, "passes": 0, "tokens": 100}, "position=96: no batch"),
-        ({"position": -6, "passes": 0, "tokens": 100}, "position=-6: no batch"),
+        ({"position": 100, "passes": 0, "tokens": 100}, "position=100: must lie between 0 and 99"),
+        ({"position": -6, "passes": 0, "tokens": 100}, "position=-6: must lie between 0 and 99"),
         ({"position": 6, "passes": -1, "tokens": 100}, "passes=-1"),
     ],
 )

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 from benchmarks import record_names
-from smol_scratch import accounting, assets, hardware, run
+from smol_scratch import accounting, assets, hardware, run, training
 from smol_scratch.__main__ import main
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.hardware import Hardware, choose_device, choose_precision, find_hardware
@@ -609,6 +610,7 @@ def test_the_metrics_file_drops_the_steps_that_are_made_again(tmp_path):
     assert re.match(r"# from step 0: .*fp|# from step 0: .*torch", lines[0])
     assert "from step 3" in lines[-2]
     state.step = 0
+    state.options = dataclasses.replace(OPTIONS, metrics=path)
     with pytest.raises(ValueError, match=r"run\.csv is already there: remove it, or name"):
         MetricsFile(path, state)
 
@@ -618,9 +620,10 @@ def test_which_text_is_trained_on_and_which_held_out(tmp_path, tokenizer, text):
     file.write_text("To be, or not to be: " * 40, "utf-8")
     whole = tokenizer.encode(file.read_text("utf-8"))
     config = TrainingConfig(text=file)
-    assert load_data(config, tokenizer) == (whole, None)
+    tokens, nothing = load_data(config, tokenizer)
+    assert (tokens.tolist(), nothing) == (whole, None)
     kept, held_out = load_data(dataclasses.replace(config, held_out=0.25), tokenizer)
-    assert kept + held_out == whole
+    assert [*kept, *held_out] == whole
     assert len(held_out) == pytest.approx(len(whole) / 4, abs=1)
     tokens, plays = load_data(TrainingConfig(), tokenizer)
     assert len(tokens) == 341_094  # as in the description
@@ -682,13 +685,14 @@ def test_what_the_user_got_wrong_is_one_line(here, capsys):
     Path("latin.txt").write_bytes("Señor".encode("latin-1"))
     Path("short.txt").write_text("To be, or not to be, that is the question", "utf-8")
     Path("there").mkdir()
-    Path("there.csv").touch()
+    Path("there.csv").write_text("a,b\n1,2\n", "utf-8")
     expected = {
         ("--ckpt", "nowhere"): "nowhere: no such checkpoint folder",
         ("--ckpt", "there"): "there holds no training_state.json",
         ("--save", "there"): "--save there is already there",
         ("--metrics", "there.csv"): "there.csv is already there",
-        ("--text", "nowhere.txt"): "No such file or directory: 'nowhere.txt'",
+        ("--text", "nowhere.txt"): "--text nowhere.txt: no such file or folder",
+        ("--text", "there"): "--text there is a folder without .txt files",
         ("--text", "latin.txt"): "--text latin.txt is no UTF-8 text",
         ("--text", "short.txt"): "less than one batch",
         ("--device", "cuda"): "device='cuda': not available",
@@ -717,7 +721,9 @@ def test_a_run_its_files_and_what_follows_it(here, capsys):
     assert command("--steps", "6", "--checkpoint-interval", "2", "--keep", "1") == 0
     said = capsys.readouterr().out
     assert "saved checkpoint_step_2" in said
-    assert said.strip().endswith("saved checkpoint")
+    assert (
+        "saved checkpoint. To hear it:\n  python -m smol_scratch generate --ckpt checkpoint" in said
+    )
     folders = {path.name for path in here.iterdir()}
     assert folders == {"text.txt", "checkpoint", "checkpoint_step_4", "checkpoint.csv"}
     rows = numbers(here / "checkpoint.csv")
@@ -926,10 +932,16 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(her
     assert [row[0] for row in expected] == [str(step) for step in range(61)]
     for save, number in signals.items():
         assert processes[save].returncode == 128 + number
-        (words,) = re.findall(r"^interrupted; .* To go on: (--.*)$", said[save], re.MULTILINE)
-        assert command(*words.split()) == 0  # the recipe is the checkpoint's
+        [words] = re.findall(r"^interrupted; .*To go on:\n  (.*)$", said[save], re.MULTILINE)
+        _, _, _, train_command, *flags = words.split()
+        assert train_command == "train"
+        assert command(*flags) == 0  # the recipe is the checkpoint's
         assert rows(save) == expected
-        for file in ("model.safetensors", "optimizer.safetensors", "generators.safetensors"):
+        for file in (
+            "model.safetensors",
+            "training/optimizer.safetensors",
+            "training/generators.safetensors",
+        ):
             assert (here / save / file).read_bytes() == (here / "straight" / file).read_bytes()
 
 
@@ -1026,3 +1038,157 @@ def test_tokens_that_name_a_speaker_are_told_from_speech():
     cut = [line for line in lines if not line.endswith(":")]
     assert len(cut) <= len(rows) < len(lines) / 2  # a sequence may begin or end within a line
     assert not re.search(r"\n\n[A-Z ]+:\n", tokenizer.decode(rows[~named].tolist()))
+
+
+# What a log line says
+
+
+@pytest.mark.parametrize(("accumulate", "devices"), [(1, 1), (3, 1), (2, 4)])
+def test_speed_and_utilisation_count_every_token_and_every_device(monkeypatch, accumulate, devices):
+    """With a clock that moves by half a second a step, and a peak of 1e12 a device."""
+    clock = itertools.count(step=0.5)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    state = begin(accumulate=accumulate)
+
+    def one_step(state):
+        state.step += 1
+        return 1.0, 1e-3, 1.0
+
+    monkeypatch.setattr(training, "train_step", one_step)
+    state.world_size, state.loader.step = devices, 2 * 8 * devices
+    [row] = train(state, 1)
+    assert row.tokens_per_second == 2 * 8 * devices * accumulate / 0.5
+    a_token = sum(accounting.palm_flops(SHAPE, 8).values()) / 8
+    expected = row.tokens_per_second * a_token / (1e12 * devices)
+    assert row.utilisation == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_held_out_text_is_looked_at_in_the_type_of_the_run(monkeypatch, precision):
+    asked = []
+    monkeypatch.setattr(training, "mean_loss", lambda *args: asked.append(args[-1]) or 1.0)
+    begin(held_out=TOKENS, eval_interval=1, precision=precision).held_out_loss()
+    assert asked == [None if precision == "fp32" else torch.bfloat16]
+
+
+# Schedules that fit the run
+
+
+def test_a_decay_not_told_is_a_fifth_of_the_schedule_not_of_the_run():
+    recipe = TrainingConfig(schedule="wsd", warmup_steps=0, steps=1000, schedule_steps=100)
+    assert recipe.learning_rate_at(79) == recipe.learning_rate
+    assert recipe.learning_rate_at(81) < recipe.learning_rate
+    assert recipe.learning_rate_at(100) == recipe.min_learning_rate
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize("steps", [1, 2, 10, 50, 150, 199])
+def test_a_warm_up_that_is_too_long_is_cut_and_the_rate_never_falls_off_a_cliff(schedule, steps):
+    short = TrainingConfig(schedule=schedule, steps=steps)
+    gone_on = dataclasses.replace(short, steps=steps + 120, schedule_steps=steps)
+    rates = [gone_on.learning_rate_at(step) for step in range(steps + 120)]
+    assert short.warmup() == min(100, steps // 2)
+    assert rates[:steps] == [short.learning_rate_at(step) for step in range(steps)]
+    assert set(rates[steps:]) == {short.min_learning_rate}
+    falls = [a - b for a, b in itertools.pairwise(rates)]
+    if steps >= 10:
+        assert max(rates) > 0.9 * short.learning_rate
+        assert max(falls) < 0.7 * short.learning_rate
+
+
+def test_a_cut_warm_up_and_left_over_tokens_are_said(here, capsys):
+    assert command("--steps", "4", "--warmup-steps", "100") == 0
+    out = capsys.readouterr().out
+    assert "warm-up: 2 steps, not 100: half of the schedule" in out
+    assert re.search(r"the last \d+ are in no batch", out)
+
+
+# Going on
+
+
+def test_another_batch_size_goes_on_at_the_next_token_and_says_so(here, capsys):
+    assert command("--steps", "3", "--save", "one") == 0
+    assert command("--ckpt", "one", "--save", "two", "--steps", "5", "--batch-size", "3") == 0
+    out = capsys.readouterr().out
+    assert (
+        "--batch-size 3 (was 2): the next batch begins where the last one ended, at token 96" in out
+    )
+    assert (
+        command("--ckpt", "one", "--save", "three", "--steps", "5", "--sequence-length", "9") == 0
+    )
+
+
+def test_a_schedule_that_jumps_is_said(here, capsys):
+    assert command("--steps", "4", "--save", "one") == 0
+    capsys.readouterr()
+    assert command("--ckpt", "one", "--save", "two", "--steps", "6") == 0
+    assert "jumps" not in capsys.readouterr().out
+    rate = ("--learning-rate", "1e-3")
+    assert (
+        command("--ckpt", "one", "--save", "b", "--steps", "9", "--schedule-steps", "9", *rate) == 0
+    )
+    assert "the learning rate jumps: at step 4" in capsys.readouterr().out
+
+
+def test_a_start_that_left_no_checkpoint_does_not_stand_in_the_way(here, capsys):
+    diverges = ("--learning-rate", "1e20", "--warmup-steps", "0", "--steps", "5", "--save", "dv")
+    assert command(*diverges) == 2
+    rows = numbers(here / "dv.csv")
+    assert command("--steps", "5", "--save", "dv") == 0
+    assert (
+        "dv.csv was of a start that left no checkpoint: kept as dv.csv.1" in capsys.readouterr().out
+    )
+    assert numbers(here / "dv.csv.1") == rows
+    assert len(numbers(here / "dv.csv")) == 6
+    # A file without a row is nobody's, a file of another kind is somebody's.
+    (here / "e.csv").touch()
+    assert command("--steps", "1", "--save", "e") == 0
+    (here / "f.csv").write_text("year,price\n1,2\n", "utf-8")
+    assert "f.csv is already there" in refused(capsys, "--steps", "1", "--save", "f")
+
+
+def test_the_hint_to_go_on_is_a_whole_command_that_works(here, capsys, monkeypatch):
+    stop = Interruption._remember
+    monkeypatch.setattr(run, "_any_process", lambda mine, state: state.step == 2)
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--text", "text.txt", "--steps", "4", "--save", "a b", "--metrics", "m.csv"])
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    hint = capsys.readouterr().out.split("To go on:\n")[1].strip()
+    assert hint == ("python -m smol_scratch train --ckpt 'a b_step_2' --save 'a b' --metrics m.csv")
+    assert main(shlex.split(hint)[3:]) == 0
+    assert [row["step"] for row in numbers(here / "m.csv")] == ["0", "1", "2", "3", "4"]
+    assert "generate --ckpt 'a b' --prompt ROMEO:" in capsys.readouterr().out
+    assert Interruption._remember is stop
+
+
+def test_the_first_signal_says_what_will_happen(capfd):
+    interruption = Interruption("The step ends first.")
+    with interruption.watched():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == "\nThe step ends first.\n"
+
+
+def test_a_second_ctrl_c_ends_quietly_and_the_next_start_is_not_refused(here, capsys, monkeypatch):
+    def two_signals(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run, "log_line", two_signals)
+    assert command("--steps", "5", "--save", "big") == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert "Traceback" not in capsys.readouterr().err
+    assert command("--steps", "5", "--save", "big") == 0
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437"])
+def test_an_output_that_is_not_utf_8_stops_nothing(here, encoding):
+    command_line = [sys.executable, "-m", "smol_scratch", *SMALL, "--text", "text.txt"]
+    done = subprocess.run(
+        [*command_line, "--steps", "1", "--save", "cp"],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"steps 0 ? 1" in done.stdout
