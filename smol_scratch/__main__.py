@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import functools
-import io
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -15,14 +14,16 @@ from typing import Literal
 import torch
 import tyro
 
-from smol_scratch import accounting, assets
+from smol_scratch import accounting, assets, fast, generation, terminal
 from smol_scratch.config import SmolLM2Config
+from smol_scratch.generation import Sampling
 from smol_scratch.hub import load_pretrained
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.tokenizer import tokenizer_for
 from smol_scratch.training import RunOptions
 
 NAME = "python -m smol_scratch"
+SAMPLING = Sampling()
 
 
 def train(
@@ -36,6 +37,8 @@ def train(
     """
     from smol_scratch.run import run
 
+    if sitting.compile:
+        fast.require_compiler()
     run(recipe, sitting)
 
 
@@ -61,73 +64,166 @@ def defaults(arguments: list[str]) -> tuple[TrainingConfig, RunOptions]:
 
 
 def generate(
-    prompt: str,
+    text: tyro.conf.Positional[str | None] = None,
+    prompt: str | None = None,
     ckpt: str | None = None,
-    tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = 0.95,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
+    tokens: int = SAMPLING.tokens,
+    temperature: float = SAMPLING.temperature,
+    top_k: int | None = SAMPLING.top_k,
+    top_p: float | None = SAMPLING.top_p,
+    min_p: float | None = SAMPLING.min_p,
+    repetition_penalty: float = SAMPLING.repetition_penalty,
     seed: int | None = None,
     chat: Literal["auto", "yes", "no"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     compile: bool = False,
 ) -> None:
-    """Continue a prompt, or answer it, token by token.
+    """Continue a text, or answer a question, token by token.
 
     Args:
-        prompt: the text to continue; with instruct weights, the question.
+        text: what to continue or to answer; - reads it from standard input.
+        prompt: the same, as a flag.
         ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
             where not told.
         tokens: at most so many new ones.
-        temperature: 0 takes the likeliest token each time.
-        top_k: choose among so many likeliest tokens.
-        top_p: choose among the likeliest tokens that together have this probability.
-        min_p: leave out tokens less likely than this share of the likeliest.
-        repetition_penalty: above 1, tokens that were there before become less likely.
+        temperature: 0 takes the most probable token each time.
+        top_k: choose among so many of the most probable tokens.
+        top_p: choose among the most probable tokens that together have this probability.
+        min_p: leave out tokens less probable than this share of the most probable one.
+        repetition_penalty: above 1, tokens that were there before become less probable.
         seed: the same seed gives the same text.
-        chat: put the prompt into the instruct weights' chat template; auto does so for them.
+        chat: put the prompt into the weights' chat template; auto does so where they have one.
         dtype: of the weights.
         compile: compile the model first, which costs some seconds.
     """
-    from smol_scratch import generation
-
-    model = load_pretrained(ckpt, quiet=True)
-    tokenizer = tokenizer_for(ckpt, model.config.vocab_size)
-    print(f"weights: {model.source}", file=sys.stderr)
-    model.to(getattr(torch, dtype))
-    asked = chat == "yes" or (chat == "auto" and model.chat_template is not None)
-    ids = generation.chat_prompt(tokenizer, prompt) if asked else tokenizer.encode(prompt)
-    generator = torch.Generator()
-    if seed is not None:
-        generator.manual_seed(seed)
-    else:
-        generator.seed()
-    decoder = None
+    asked = terminal.prompt(text, prompt)
+    how = Sampling(tokens, temperature, top_k, top_p, min_p, repetition_penalty)
     if compile:
-        from smol_scratch.fast_decode import CompiledDecoder
+        fast.require_compiler()
+    generator = seeded(seed)
+    speaker = Speaker(ckpt, dtype, compile)
+    answers = chat == "yes" or (chat == "auto" and speaker.model.chat_template is not None)
+    if answers:
+        ids = generation.chat_prompt(speaker.tokenizer, asked)
+    else:
+        ids = speaker.tokenizer.encode(asked)
+        if chat == "auto":
+            print("these weights have no chat template: they continue text", file=sys.stderr)
+        print(asked, end="")
+    speaker.speak(ids, how, generator)
 
-        decoder = CompiledDecoder(model)
-    pieces = generation.stream_text(
-        model,
-        tokenizer,
-        ids,
-        tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=generation.stop_tokens(tokenizer),
-        generator=generator,
-        decoder=decoder,
-    )
-    if not asked:
-        print(prompt, end="")
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+
+def chat(
+    ckpt: str | None = None,
+    tokens: int = SAMPLING.tokens,
+    temperature: float = SAMPLING.temperature,
+    top_k: int | None = SAMPLING.top_k,
+    top_p: float | None = SAMPLING.top_p,
+    min_p: float | None = SAMPLING.min_p,
+    repetition_penalty: float = SAMPLING.repetition_penalty,
+    seed: int | None = None,
+    system: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Talk with the instruct weights; Ctrl-C stops an answer, Ctrl-D or an empty line ends.
+
+    Args:
+        ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
+            where not told.
+        tokens: at most so many new ones in an answer.
+        temperature: 0 takes the most probable token each time.
+        top_k: choose among so many of the most probable tokens.
+        top_p: choose among the most probable tokens that together have this probability.
+        min_p: leave out tokens less probable than this share of the most probable one.
+        repetition_penalty: above 1, tokens that were there before become less probable.
+        seed: the same seed gives the same answers to the same questions.
+        system: a message before the first turn, in place of the template's own.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: for weights without a chat template, and values that cannot be used.
+    """
+    how = Sampling(tokens, temperature, top_k, top_p, min_p, repetition_penalty)
+    generator, speaker = seeded(seed), Speaker(ckpt, dtype)
+    if speaker.model.chat_template is None:
+        raise ValueError(
+            f"--ckpt {ckpt}: these weights have no chat template, they only continue text; use "
+            "generate"
+        )
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (arrow keys in input)
+    turns = [{"role": "system", "content": system}] if system else []
+    while True:
+        try:
+            asked = input("> ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+        except EOFError:
+            asked = ""
+        if not asked.strip():
+            return
+        turns.append({"role": "user", "content": asked})
+        ids = generation.chat_prompt(speaker.tokenizer, turns)
+        if len(ids) >= speaker.model.config.block_size:
+            raise ValueError(
+                f"this conversation fills the context of {speaker.model.config.block_size:,} "
+                "tokens; begin a new one"
+            )
+        answer = speaker.speak(ids, how, generator)
+        turns.append({"role": "assistant", "content": answer})
+
+
+def seeded(seed: int | None) -> torch.Generator:
+    """Return a generator that begins at a seed, or anywhere.
+
+    Raises:
+        ValueError: for a seed that PyTorch cannot take.
+    """
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    elif not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed}: must fit into 64 bits")
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+class Speaker:
+    """Weights and tokenizer that write to standard output."""
+
+    def __init__(self, ckpt: str | None, dtype: str, compile: bool = False) -> None:
+        self.model = load_pretrained(ckpt, quiet=True)
+        self.tokenizer = tokenizer_for(ckpt, self.model.config.vocab_size)
+        print(f"weights: {self.model.source}", file=sys.stderr)
+        self.model.to(getattr(torch, dtype))
+        self.decoder = None
+        if compile:
+            from smol_scratch.fast_decode import CompiledDecoder
+
+            self.decoder = CompiledDecoder(self.model)
+
+    def speak(self, ids: list[int], how: Sampling, generator: torch.Generator) -> str:
+        """Write the continuation as it is made, and return it; Ctrl-C ends it early."""
+        pieces = generation.stream_text(
+            self.model,
+            self.tokenizer,
+            ids,
+            how.tokens,
+            stop=generation.stop_tokens(self.tokenizer),
+            generator=generator,
+            decoder=self.decoder,
+            **how.filters(),
+        )
+        said = []
+        for piece in pieces:
+            # The last character may be cut where the length is reached.
+            shown = piece.removesuffix("\N{REPLACEMENT CHARACTER}") if pieces.ended else piece
+            print(shown, end="", flush=True)
+            said.append(shown)
+        print(flush=True)
+        if pieces.ended == "context":
+            length = self.model.config.block_size
+            print(f"the context of {length:,} tokens is full: the text ends here", file=sys.stderr)
+        return "".join(said)
 
 
 def export(
@@ -149,7 +245,7 @@ def export(
         type: of the numbers in the GGUF file.
         space: folder of a Hugging Face Space to write.
         push: hub name to upload --folder to; a new one is private.
-        overwrite: replace what an earlier export wrote to --folder.
+        overwrite: replace what an earlier export wrote to --folder or --gguf.
 
     Raises:
         ValueError: when nothing is to be written, --push has no --folder, or --space needs gradio
@@ -157,10 +253,12 @@ def export(
     """
     from smol_scratch import sharing
 
-    if not (folder or gguf or space):
-        raise ValueError("export: nothing to write; name --folder, --gguf or --space")
     if push and not folder:
         raise ValueError(f"--push {push}: uploads a model folder; name one with --folder")
+    if not (folder or gguf or space):
+        raise ValueError("export: nothing to write; name --folder, --gguf or --space")
+    if gguf and gguf.exists() and not overwrite:
+        raise ValueError(f"--gguf {gguf}: is already there; name another file, or add --overwrite")
     write_space = import_demo("export --space").write_space if space else None
     model = load_pretrained(ckpt)
     tokenizer = tokenizer_for(ckpt, model.config.vocab_size)
@@ -187,8 +285,10 @@ def demo(ckpt: str | None = None, host: str = "127.0.0.1", port: int | None = No
         port: a free one where not told.
 
     Raises:
-        ValueError: when gradio is not installed.
+        ValueError: when gradio is not installed, or for a port that there is not.
     """
+    if port is not None and not 1 <= port <= 65_535:
+        raise ValueError(f"--port {port}: must lie between 1 and 65535")
     import_demo("demo").launch(ckpt, host=host, port=port)
 
 
@@ -305,58 +405,65 @@ def print_flops(config: SmolLM2Config, T: int) -> None:
         print(f"  {name:<36}{flops:>22,}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status.
+COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "chat": chat,
+    "train": train,
+    "export": export,
+    "demo": demo,
+    "info": info,
+    "assets": fetch_assets,
+}
 
-    What the user got wrong ends with status 2: a value that cannot be used is one line on standard
-    error, flags that cannot be read are shown by the library.
-    """
-    given = sys.argv[1:] if arguments is None else arguments
-    for stream in (sys.stdout, sys.stderr):  # a console or a file that is not UTF-8
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        run_command(given)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # `… | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-    except (ValueError, OSError, ArithmeticError) as error:
-        print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    with terminal.manners(NAME):
+        run_command(sys.argv[1:] if arguments is None else arguments)
     return 0
 
 
+def overview() -> str:
+    """Return what ``--help`` says: the commands, a line each."""
+    lines = [
+        f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}"
+        for name, command in COMMANDS.items()
+    ]
+    return f"""\
+usage: {NAME} COMMAND [OPTIONS]      (each COMMAND has --help)
+
+Build, train and use SmolLM2, a small language model, from scratch.
+
+{chr(10).join(lines)}
+
+  {NAME} generate "Why is the sky blue?"
+  {NAME} train --preset tiny --steps 200 --save first
+  {NAME} generate --ckpt first "ROMEO:" """.rstrip()
+
+
+def train_from(before: TrainingConfig, asked: RunOptions) -> Callable[..., None]:
+    """Return ``train`` with other defaults: what a flag left out means depends on --ckpt."""
+
+    def command(recipe: TrainingConfig = before, sitting: RunOptions = asked) -> None:
+        train(recipe, sitting)
+
+    command.__doc__ = train.__doc__
+    return command
+
+
 def run_command(arguments: list[str]) -> None:
-    """Let the library read the command line, and call the command."""
-    options = (tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes)
-    if arguments[:1] == ["train"]:
-        # What a flag left out means depends on the checkpoint.
-        before, asked = defaults(arguments)
-
-        @functools.wraps(train)
-        def command(recipe: TrainingConfig = before, sitting: RunOptions = asked) -> None:
-            train(recipe, sitting)
-
-        del command.__wrapped__  # its defaults would be taken
-        tyro.cli(command, prog=f"{NAME} train", args=arguments[1:], config=options)
+    """Read the command line, and call the command."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
         return
-    tyro.extras.subcommand_cli_from_dict(
-        {
-            "train": train,
-            "generate": generate,
-            "export": export,
-            "demo": demo,
-            "info": info,
-            "assets": fetch_assets,
-        },
-        prog=NAME,
-        description=__doc__,
-        args=arguments,
-        config=options,
-    )
+    name, *flags = arguments
+    terminal.known(name, COMMANDS)
+    if name not in COMMANDS:
+        raise ValueError(f"{name}: a command comes first, one of {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if name == "train":
+        command = train_from(*defaults(flags))
+    terminal.read(command, f"{NAME} {name}", flags)()
 
 
 if __name__ == "__main__":

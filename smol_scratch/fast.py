@@ -11,7 +11,9 @@ What each is worth: ``python -m benchmarks.bench_training --ladder``.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import shutil
 
 import torch
 import torch.nn.functional as F
@@ -229,6 +231,21 @@ def restore(model: SmolLM2) -> None:
             module.__class__ = RMSNorm  # type: ignore[assignment]
         elif type(module) is FastSmolLM2:
             module.__class__ = SmolLM2  # type: ignore[assignment]
+
+
+def require_compiler() -> None:
+    """Check that ``torch.compile`` finds the C++ compiler that it needs.
+
+    Raises:
+        ValueError: when there is none, with the ways out.
+    """
+    wanted = os.environ.get("CXX")
+    names = [wanted] if wanted else ["cl"] if os.name == "nt" else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names):
+        raise ValueError(
+            f"--compile: needs a C++ compiler, and {' or '.join(names)} is not to be found; "
+            "install one, or leave --compile out"
+        )
 
 
 def compile_blocks(model: SmolLM2) -> None:

@@ -695,20 +695,15 @@ def test_what_the_user_got_wrong_is_one_line(here, capsys):
         ("--text", "there"): "--text there is a folder without .txt files",
         ("--text", "latin.txt"): "--text latin.txt is no UTF-8 text",
         ("--text", "short.txt"): "less than one batch",
-        ("--device", "cuda"): "device='cuda': not available",
+        ("--device", "cuda"): "--device cuda: not available",
+        ("--steps", "0"): "--steps 0: must be at least 1",
+        ("--sequence-length", "4000"): "--sequence-length 4000: the model takes at most",
+        ("--stepz", "5"): "did you mean --steps?",
     }
     if torch.cuda.is_available():
         expected.pop(("--device", "cuda"))
     for arguments, reason in expected.items():
         assert reason in refused(capsys, *arguments), arguments
-    # What the flags themselves say is shown by the library that reads them, in a box.
-    for flag, value, reason in [
-        ("--steps", "0", "steps=0: must be at least 1"),
-        ("--sequence-length", "4000", "block_size=1024"),
-        ("--stepz", "5", "--stepz"),
-    ]:
-        assert command(flag, value) == 2
-        assert reason in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["train", *SMALL[3:], "--text", "text.txt", "--init", "nowhere.gguf"])
     assert "nowhere.gguf: no such file" in capsys.readouterr().err
@@ -736,7 +731,7 @@ def test_a_run_its_files_and_what_follows_it(here, capsys):
     reason = "--steps 6: counts from the run's beginning, and checkpoint has made 6"
     assert reason in refused(capsys, "--ckpt", "checkpoint", "--save", "b")
     shape = ("--ckpt", "checkpoint", "--save", "b", "--preset", "135M", "--steps", "9")
-    assert "preset='135M': the run in checkpoint was begun with 'tiny'" in refused(capsys, *shape)
+    assert "--preset 135M: the run in checkpoint was begun with 'tiny'" in refused(capsys, *shape)
     Path("text.txt").write_text(WORDS.replace("rain", "hail"), "utf-8")
     assert "begun with another text" in refused(
         capsys, "--ckpt", "checkpoint", "--save", "b", "--steps", "9"

@@ -1,0 +1,131 @@
+"""What a terminal does to a program: streams that are not UTF-8, Ctrl-C, pipes that close, slips.
+
+Nothing here knows a command; ``__main__`` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import tyro
+
+OPTIONS = (tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes)
+
+
+@contextlib.contextmanager
+def manners(name: str) -> Iterator[None]:
+    """End as a terminal expects: one line for what the user got wrong, none for Ctrl-C or a pipe.
+
+    Args:
+        name: of the program, before the line.
+
+    Raises:
+        SystemExit: with 2 for a value or a file that cannot be used, 130 after Ctrl-C, 141 where
+            the reader of a pipe has seen enough.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what the console or file has no sign for
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Python would try to flush once more when it ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except (ValueError, TypeError, OSError, ArithmeticError) as error:
+        print(f"{name}: {with_flags(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def with_flags(message: str) -> str:
+    """Return an error in one line, with flags for Python's names: --top-p 2, not top_p=2."""
+    line = " ".join(message.split())
+    found = re.match(r"([a-z][a-z0-9_]*)=('[^']*'|[^\s:,]+)(?=[:,])", line)
+    if found is None:
+        return line
+    value = found[2].removeprefix("'").removesuffix("'")
+    return f"--{found[1].replace('_', '-')} {value}{line[found.end() :]}"
+
+
+def known(command: str, commands: Collection[str]) -> None:
+    """Check the name of a command.
+
+    Raises:
+        ValueError: for one that is not there, with the nearest that is.
+    """
+    if command.startswith("-") or command in commands:
+        return
+    near = difflib.get_close_matches(command, commands, 1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"{command}: no such command; {guess}There are {', '.join(commands)}")
+
+
+def read(command: Callable[..., None], name: str, arguments: Sequence[str]) -> Callable[[], None]:
+    """Let tyro read a command line; return the call that it asks for.
+
+    Raises:
+        ValueError: for flags that cannot be read, in one line.
+        SystemExit: after ``--help``.
+    """
+
+    @functools.wraps(command)
+    def later(*positional: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(command, *positional, **named)
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            call: Callable[[], None] = tyro.cli(later, prog=name, args=arguments, config=OPTIONS)
+        return call
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        raise ValueError(_plain(said.getvalue())) from None
+
+
+def _plain(boxed: str) -> str:
+    """Return the sentence in a box that tyro has drawn: no frame, title, or advice to ask again."""
+    sections: list[str] = []
+    for line in boxed.splitlines():
+        if re.search(r"[─-]{10}", line):  # a frame or a rule, drawn with what the console has
+            sections.append("")
+        elif sections:  # before the first one stands the title
+            sections[-1] += f" {line.strip('│| ')}"
+    found, *rest = [" ".join(section.split()) for section in sections if section.strip()] or [""]
+    found = re.sub(r"^(Value error: )?(Error parsing \w+: )?", "", found)
+    guess = re.search(r"--[a-z][\w-]*", " ".join(rest)) if "nrecognized" in found else None
+    return (found or " ".join(boxed.split())) + (
+        f"; did you mean {guess.group()}?" if guess else ""
+    )
+
+
+def prompt(positional: str | None, flag: str | None) -> str:
+    """Return what was asked: an argument, or ``--prompt``, or standard input ("-", or a pipe).
+
+    Raises:
+        ValueError: when there is none, two, or an empty one.
+    """
+    if positional is not None and flag is not None:
+        raise ValueError("--prompt: was given twice, once without the flag; give it once")
+    given = flag if positional is None else positional
+    if given in (None, "-"):
+        if given is None and sys.stdin.isatty():
+            raise ValueError('--prompt: is missing; for example generate "Why is the sky blue?"')
+        given = sys.stdin.read().removesuffix("\n")
+    assert given is not None
+    if not given.strip():
+        raise ValueError("--prompt: is empty; give some words to answer or to continue")
+    return given

@@ -1,0 +1,244 @@
+"""The command line: prompts from everywhere, one line for each slip, terminals of every kind."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from smol_scratch import SmolLM2, SmolLM2Config, assets, export_pretrained, fast, load_tokenizer
+from smol_scratch import __main__ as command_line
+from smol_scratch.__main__ import COMMANDS, main, overview
+from smol_scratch.generation import CHAT_TEMPLATE, Sampling
+from smol_scratch.terminal import with_flags
+
+SHAPE = SmolLM2Config(
+    block_size=96, n_layer=1, n_head=2, n_kv_head=1, n_embd=32, intermediate_size=48, head_dim=16
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two small model folders: one that answers, one that continues text."""
+    torch.manual_seed(0)
+    model, found = SmolLM2(SHAPE).eval(), {}
+    for name, template in (("chatty", CHAT_TEMPLATE), ("plain", None)):
+        model.chat_template = template
+        found[name] = str(tmp_path_factory.mktemp("models") / name)
+        export_pretrained(model, found[name], tokenizer=load_tokenizer())
+    return found
+
+
+def run(*arguments, text=None, env=(), cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "smol_scratch", *arguments],
+        input=text, capture_output=True, encoding="utf-8", errors="replace", cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(assets.ROOT)} | dict(env),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("generat x", "generat: no such command; did you mean generate? There are generate, chat"),
+        ("frobnicate", "frobnicate: no such command; There are"),
+        ("--ckpt x generate", "--ckpt: a command comes first, one of generate"),
+        ("generate --tokenz 3", "Unrecognized options: --tokenz, 3; did you mean --tokens?"),
+        ("generate --tokens 0 hi", "--tokens 0: must be at least 1"),
+        ("generate --tokens x hi", "--tokens"),
+        ("generate --temperature -1 hi", "--temperature -1.0: must be at least 0"),
+        ("generate --temperature nan hi", "--temperature nan: must be a finite number"),
+        ("generate --top-p 2 hi", "--top-p 2.0: must be above 0 and at most 1"),
+        ("generate --top-k 0 hi", "--top-k 0: must be at least 1"),
+        ("generate --min-p -1 hi", "--min-p -1.0: must be at least 0 and at most 1"),
+        ("generate --repetition-penalty 0 hi", "--repetition-penalty 0.0: must be above 0"),
+        ("generate --seed 99999999999999999999 hi", "--seed 99999999999999999999: must fit"),
+        ("generate hi --prompt hi", "--prompt: was given twice"),
+        ("chat --tokens 0", "--tokens 0: must be at least 1"),
+        ("train --steps 0", "--steps 0: must be at least 1"),
+        ("train --stepz 5", "did you mean --steps?"),
+        ("train --schedule linear", "--schedule"),
+        ("export", "nothing to write; name --folder, --gguf or --space"),
+        ("export --push me/x", "--push me/x: uploads a model folder; name one with --folder"),
+        ("demo --port 99999", "--port 99999: must lie between 1 and 65535"),
+        ("info --batch x", "--batch"),
+    ],
+)
+def test_a_slip_is_one_line_with_its_flag_before_anything_is_loaded(
+    capsys, monkeypatch, arguments, said
+):
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(command_line, "load_pretrained", load)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("python -m smol_scratch: ")
+    assert printed.err.count("\n") == 1
+    assert said in printed.err
+
+
+def test_an_existing_gguf_file_is_kept_unless_told(capsys, tmp_path, folders):
+    file = tmp_path / "m.gguf"
+    file.write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["export", "--ckpt", folders["plain"], "--gguf", str(file)])
+    assert "m.gguf: is already there; name another file, or add --overwrite" in (
+        capsys.readouterr().err
+    )
+    assert file.read_text() == "mine"
+    assert main(["export", "--ckpt", folders["plain"], "--gguf", str(file), "--overwrite"]) == 0
+    assert file.read_bytes().startswith(b"GGUF")
+
+
+def test_a_prompt_comes_from_an_argument_a_flag_or_standard_input(capsys, monkeypatch, folders):
+    how = ["--ckpt", folders["plain"], "--tokens", "4", "--temperature", "0"]
+    outputs = []
+    for given, typed in ((["The quick"], ""), (["--prompt", "The quick"], ""), (["-"], "The quick"),
+                         ([], "The quick\n")):  # fmt: skip
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        assert main(["generate", *given, *how]) == 0
+        printed = capsys.readouterr()
+        outputs.append(printed.out)
+        assert "these weights have no chat template: they continue text" in printed.err
+    assert len(set(outputs)) == 1
+    assert outputs[0].startswith("The quick")
+    for empty in (["-"], ["--prompt", "  "]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        with pytest.raises(SystemExit):
+            main(["generate", *empty, *how])
+        assert "--prompt: is empty" in capsys.readouterr().err
+
+
+def test_a_chat_remembers_its_turns_and_says_when_the_context_is_full(capsys, monkeypatch, folders):
+    asked = []
+    real = command_line.generation.chat_prompt
+
+    def watched(tokenizer, turns):
+        asked.append([dict(turn) for turn in turns])
+        return real(tokenizer, turns)
+
+    monkeypatch.setattr(command_line.generation, "chat_prompt", watched)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nAnd you?\n\n"))
+    options = ["--tokens", "3", "--seed", "1", "--system", "Be brief."]
+    assert main(["chat", "--ckpt", folders["chatty"], *options]) == 0
+    first, second = asked
+    assert first == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+    ]
+    answer = capsys.readouterr().out.splitlines()[0]
+    assert second[:2] == first
+    assert second[2] == {"role": "assistant", "content": answer}
+    assert second[3] == {"role": "user", "content": "And you?"}
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("long " * 200 + "\n"))
+    with pytest.raises(SystemExit):
+        main(["chat", "--ckpt", folders["chatty"]])
+    assert "fills the context of 96 tokens; begin a new one" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["chat", "--ckpt", folders["plain"]])
+    assert "have no chat template" in capsys.readouterr().err
+
+
+def test_a_text_that_fills_the_context_says_so(capsys, folders):
+    options = ["--ckpt", folders["plain"], "--tokens", "400", "--temperature", "0"]
+    assert main(["generate", "The quick", *options]) == 0
+    assert "the context of 96 tokens is full: the text ends here" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_stream_quietly(folders):
+    command = [sys.executable, "-m", "smol_scratch", "generate", "Go on", "--tokens", "90"]
+    options = ["--ckpt", folders["plain"]]
+    slow = "import torch, time; f = torch.multinomial\n"
+    program = (
+        f"{slow}torch.multinomial = lambda *a, **k: (time.sleep(0.2), f(*a, **k))[1]\n"
+        f"from smol_scratch.__main__ import main\nmain({command[3:] + options!r})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(assets.ROOT)},
+    )  # fmt: skip
+    assert process.stdout.read(8)  # it speaks
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+
+
+def test_a_pipe_that_closes_ends_it_quietly():
+    done = subprocess.run(
+        f"{sys.executable} -m smol_scratch info | head -c 5; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(assets.ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "Confi"
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
+def test_a_console_that_is_not_utf_8_stops_nothing(folders, encoding):
+    env = {"PYTHONIOENCODING": encoding}
+    assert run("info", env=env.items()).returncode == 0
+    how = ("--ckpt", folders["plain"], "--tokens", "3", "--temperature", "0")
+    done = run("generate", "Zażółć 😀", *how, env=env.items())
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+def test_without_a_compiler_compile_is_refused_before_anything_is_loaded(capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    for command in (["generate", "hi", "--compile"], ["train", "--compile"]):
+        with pytest.raises(SystemExit):
+            main(command)
+        err = capsys.readouterr().err
+        assert "--compile: needs a C++ compiler, and /nonexistent/g++ is not to be found" in err
+    monkeypatch.setenv("CXX", sys.executable)  # anything that is there
+    fast.require_compiler()
+
+
+def test_help_names_every_command_in_plain_words(capsys):
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.strip() == overview().strip()
+    assert main([]) == 0
+    assert all(f"\n  {name} " in overview() for name in COMMANDS)
+    assert "``" not in overview()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert f"smol_scratch {name}" in said
+    assert "``" not in said
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("top_p=2: must be", "--top-p 2: must be"),
+        ("preset='x': must be", "--preset x: must be"),
+        ("a.txt: no such file", "a.txt: no such file"),
+        ("two\nlines", "two lines"),
+        ("learning_rate=1.0, min=2: no", "--learning-rate 1.0, min=2: no"),
+    ],
+)
+def test_python_names_become_flags(message, line):
+    assert with_flags(message) == line
+
+
+def test_defaults_are_those_of_one_place():
+    import inspect
+
+    for command in (command_line.generate, command_line.chat):
+        defaults = inspect.signature(command).parameters
+        for name, value in vars(Sampling()).items():
+            assert defaults[name].default == value
