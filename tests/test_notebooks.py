@@ -20,6 +20,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from nbval.plugin import metadata_tags
+from PIL import Image
 
 import smol_scratch
 from smol_scratch.course import notebook
@@ -323,14 +324,56 @@ def test_nbval_refuses_another_number_and_another_picture(executed, tmp_path):
     assert "2 failed, 1 passed" in nbval(doctored, tmp_path)
 
 
-def test_changed_cells_sees_text_and_pictures(executed):
+def test_differences_sees_text_and_pictures(executed):
     other = small_notebook(height=2, number=3)
     notebook.execute(other)
-    assert notebook.changed_cells(executed, executed) == []
-    assert notebook.changed_cells(executed, other) == [2, 3]
+    assert notebook.differences(executed, executed) == {}
+    found = notebook.differences(executed, other)
+    assert list(found) == [2, 3]
+    assert "apart" in found[2]
+    assert found[3] == "'2', now '3'"
     tagged = copy.deepcopy(executed)
     tagged.cells[2].metadata["tags"] = [notebook.IGNORE]
-    assert notebook.changed_cells(tagged, other) == [2]
+    assert list(notebook.differences(tagged, other)) == [2]
+    gone = copy.deepcopy(executed)
+    gone.cells[1].outputs = []
+    assert list(notebook.differences(executed, gone)) == [2]
+
+
+def faint(nb):
+    """Return a copy whose picture has one pixel a shade darker."""
+    changed = copy.deepcopy(nb)
+    data = changed.cells[1].outputs[0].data
+    pixels = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+    pixels.putpixel((5, 5), (254, 255, 255))
+    file = io.BytesIO()
+    pixels.save(file, "png")
+    data["image/png"] = base64.b64encode(file.getvalue()).decode()
+    return changed
+
+
+def test_a_picture_that_no_eye_can_tell_apart_is_the_same(executed, tmp_path):
+    other = faint(executed)
+    assert other.cells[1].outputs != executed.cells[1].outputs
+    assert notebook.differences(executed, other) == {}
+    assert "3 passed" in nbval(other, tmp_path)
+
+
+def test_portable_runs_as_other_machines_and_says_what_differs(tmp_path, capsys):
+    path = tmp_path / "01_small.ipynb"
+    cells = [
+        new_code_cell("import os, torch\nfrom smol_scratch.course.notebook import setup\nsetup()"),
+        new_code_cell("print(torch.get_num_threads())"),
+    ]
+    nb = new_notebook(cells=cells)
+    notebook.execute(nb)
+    nbformat.write(nb, path)
+    machines = ["one-thread", "no-onednn"]
+    assert notebook.portable([path], machines, tmp_path / "out") == 1
+    out = capsys.readouterr().out
+    assert "1 of 2 the same" in out
+    assert "cell 2: '2', now '1'" in out
+    assert (tmp_path / "out" / "one-thread" / path.name).exists()
 
 
 def test_run_reports_failures_and_leaves_the_notebook_alone(tmp_path, capsys):
@@ -351,7 +394,7 @@ def test_run_reports_failures_and_leaves_the_notebook_alone(tmp_path, capsys):
 def test_figures_are_what_the_notebooks_drew():
     drawn = {}
     for path in PATHS:
-        drawn |= notebook.pictures(notebook.read(path))
+        drawn |= notebook.marked_pictures(notebook.read(path))
     committed = {file.name: file.read_bytes() for file in (ROOT / "figures").glob("*.png")}
     assert committed.pop("demo.png")  # of the page in a browser: tests/test_demo.py takes it
     assert committed == drawn, "run `make refresh`"
@@ -443,4 +486,4 @@ def test_pictures_decode():
     picture = base64.b64encode(b"\x89PNG").decode()
     nb.cells[1].outputs = [new_output("display_data", data={"image/png": picture})]
     nb.cells[1].metadata["figure"] = "x.png"
-    assert notebook.pictures(nb) == {"x.png": b"\x89PNG"}
+    assert notebook.marked_pictures(nb) == {"x.png": b"\x89PNG"}

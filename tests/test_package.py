@@ -187,7 +187,7 @@ def test_every_base_dependency_is_imported():
 
 
 def test_every_import_is_declared():
-    with_extras = re.compile(r"smol_scratch\.(hub|course\.notebook|course\.figures.*|demo|run)")
+    with_extras = re.compile(r"smol_scratch\.(hub|course\.(notebook|pictures|figures.*)|demo|run)")
     for module in MODULES:
         declared = BASE.union(*EXTRAS.values()) if with_extras.fullmatch(module) else BASE
         missing = {x for x in third_party(module) if not distributions_of({x}) & declared}

@@ -1,7 +1,8 @@
 """What the notebooks stand on: the set-up of a first cell, and the commands that run them.
 
 ``python -m smol_scratch.course.notebook run`` executes all notebooks into ``build/notebooks`` and
-compares their outputs with the committed ones; ``refresh`` executes them in place; ``address``
+compares their outputs with the committed ones; ``portable`` does so as other machines would;
+``refresh`` executes them in place; ``address``
 writes the repository's address from pyproject.toml into badges and set-up cells.
 """
 
@@ -9,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import base64
+import csv
+import itertools
 import logging
-import math
 import os
+import platform
 import re
+import subprocess
 import sys
 import time
 import tomllib
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +29,7 @@ import torch
 from torch import Tensor
 
 from smol_scratch import assets
+from smol_scratch.course import pictures
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -39,7 +45,7 @@ def setup() -> None:
     """Prepare a notebook: assets, seed, threads, the figures' style.
 
     The number of threads is fixed, since the order of additions, and with it the last digit,
-    depends on it.
+    depends on it. `make portable` asks for another machine by environment variables.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -51,10 +57,13 @@ def setup() -> None:
 
     if shell := get_ipython():
         shell.run_line_magic("matplotlib", "inline")  # show figures that no window holds
+        _show_alternative_text(shell)
     use_style()
     warnings.simplefilter("ignore", FutureWarning)  # of other libraries
     warnings.filterwarnings("ignore", message="IProgress not found")
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("SMOL_SCRATCH_THREADS", "2")))
+    if os.environ.get("SMOL_SCRATCH_ONEDNN") == "off":
+        torch.backends.mkldnn.set_flags(False)
     torch.manual_seed(0)
     if not torch.__version__.startswith(MADE_WITH_TORCH):
         print(
@@ -63,29 +72,84 @@ def setup() -> None:
         )
 
 
-def compare(label: str, ours: Tensor, theirs: Tensor) -> None:
-    """Print whether two tensors are equal, and how large the largest difference is.
+def _show_alternative_text(shell: Any) -> None:
+    """Store each figure's alternative text beside its picture, where nbconvert looks for it."""
+    from IPython.core.pylabtools import print_figure
 
-    The difference is given as the next power of ten above it: its exact value changes with the
-    processor.
+    def picture(figure: Any) -> Any:
+        png, words = print_figure(figure, "png"), getattr(figure, "alternative_text", None)
+        return (png, {"alt": words}) if words else png
+
+    formatter = shell.display_formatter.formatters["image/png"]
+    formatter.for_type("matplotlib.figure.Figure", picture)
+
+
+# How far apart two right ways of computing the same thing may be, in units of the type's last place
+# of the largest number. Sums in another order, over the widths and depths of this walk, differ by
+# at most a quarter of this on six simulated machines; the gentlest bug that a notebook plants, a
+# forgotten epsilon, by four times as much. Products of 16-bit numbers are summed in float32 and
+# rounded a few times.
+ROUNDING = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 4, torch.float16: 4}
+
+
+def compare(
+    label: str, ours: Tensor, theirs: Tensor, *, exact: bool = False, within: float | None = None
+) -> bool:
+    """Print one verdict on two tensors: equal, equal up to rounding, or different.
+
+    Args:
+        label: what is compared.
+        ours: any shape.
+        theirs: the same shape.
+        exact: ask for the same bits. Only what is promised on every machine is asked so: copies,
+            a saved and loaded model, a resumed run, the same operations on the same shapes.
+        within: another bound than rounding, absolute, where something else is known to differ.
+
+    Returns:
+        Whether they are equal in the sense that was asked for.
 
     Raises:
         ValueError: when the shapes differ, since broadcasting would compare the wrong things.
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"{label}: shapes {tuple(ours.shape)} and {tuple(theirs.shape)} differ")
-    largest = (ours.detach().double() - theirs.detach().double()).abs().max().item()
-    print(f"{label:<34} exact: {torch.equal(ours, theirs)!s:<5}  {magnitude(largest)}")
+    a, b = ours.detach().double(), theirs.detach().double()
+    largest = (a - b).abs().max().item() if a.numel() else 0.0
+    if exact:
+        same, words = torch.equal(ours, theirs), "✓ equal, bit for bit"
+    elif within is not None:
+        same, words = largest <= within, f"✓ equal within {within:g}"
+    else:
+        same, words = largest <= rounding(ours, theirs), "✓ equal up to rounding"
+    print(f"{label:<36} {words if same else f'✗ different, by up to {largest:.1g}'}")
+    return same
 
 
-def magnitude(difference: float) -> str:
-    """Say how large a difference is: "largest difference: below 1e-06", 0, inf or nan."""
-    if difference == 0:
-        return "largest difference: 0"
-    if not math.isfinite(difference):
-        return f"largest difference: {difference}"
-    exponent = next(e for e in range(-45, 40) if difference < 10.0**e)
-    return f"largest difference: below 1e{exponent:+03d}"
+def rounding(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference that rounding alone explains, for tensors of these sizes."""
+    kinds = [kind for kind in (ours.dtype, theirs.dtype) if kind in ROUNDING]
+    units = max((ROUNDING[kind] * torch.finfo(kind).eps for kind in kinds), default=0.0)
+    largest = max(float(t.detach().double().abs().max()) for t in (ours, theirs))
+    return units * largest
+
+
+def read_record(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file of ``data/records``; what looks like a number is one.
+
+    Empty fields are None; lines that begin with # say how the file was made.
+    """
+    lines = (assets.records() / name).read_text("utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return [{key: _number(value) for key, value in row.items()} for row in rows]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text or None
 
 
 def repository() -> str:
@@ -188,24 +252,44 @@ def _merged(outputs: list[Any]) -> list[Any]:
     return joined
 
 
-def changed_cells(old: NotebookNode, new: NotebookNode) -> list[int]:
-    """Return the numbers of the code cells whose outputs differ, tagged cells aside.
+def differences(old: NotebookNode, new: NotebookNode) -> dict[int, str]:
+    """Return the code cells whose outputs differ, tagged cells aside: number to what differs.
 
-    Text and pictures are compared exactly.
+    Text is compared exactly, pictures as a reader sees them.
     """
+    found = {}
+    for number, (a, b) in enumerate(zip(old.cells, new.cells, strict=True), start=1):
+        if a.cell_type == "code" and IGNORE not in a.metadata.get("tags", []):
+            if what := _difference(_merged(a.outputs), _merged(b.outputs)):
+                found[number] = what
+    return found
 
-    def essence(cell: NotebookNode) -> list[Any]:
-        outputs = _merged(cell.outputs)
-        return [(o.get("text"), o.get("data"), o.get("ename")) for o in outputs]
 
-    pairs = zip(old.cells, new.cells, strict=True)
-    return [
-        number
-        for number, (a, b) in enumerate(pairs, start=1)
-        if a.cell_type == "code"
-        and IGNORE not in a.metadata.get("tags", [])
-        and essence(a) != essence(b)
-    ]
+def _difference(old: list[Any], new: list[Any]) -> str:
+    """Say what differs first between two cells' outputs; nothing where they are the same."""
+    if len(old) != len(new):
+        return f"{len(old)} outputs, now {len(new)}"
+    for a, b in zip(old, new, strict=True):
+        if (a.output_type, a.get("name"), a.get("ename")) != (
+            b.output_type, b.get("name"), b.get("ename"),
+        ):  # fmt: skip
+            return f"{a.output_type}, now {b.output_type}"
+        kinds, others = a.get("data", {}), b.get("data", {})
+        texts = [(a.get("text", ""), b.get("text", ""))]
+        texts += [(kinds[kind], others.get(kind, "")) for kind in kinds if kind != "image/png"]
+        for before, after in texts:
+            if before != after:
+                lines = itertools.zip_longest(
+                    before.splitlines(), after.splitlines(), fillvalue="nothing"
+                )
+                return "{!r}, now {!r}".format(*next(pair for pair in lines if len({*pair}) > 1))
+        if set(kinds) != set(others):
+            return f"{sorted(kinds)}, now {sorted(others)}"
+        if "image/png" in kinds:
+            apart = pictures.distance(kinds["image/png"], others["image/png"])
+            if apart > pictures.TOLERANCE:
+                return f"pictures {apart:.2f} apart, {pictures.TOLERANCE:g} allowed"
+    return ""
 
 
 def cleared(notebook: NotebookNode) -> NotebookNode:
@@ -227,8 +311,10 @@ def run(paths: list[Path], folder: Path) -> int:
         start = time.perf_counter()
         try:
             execute(notebook, path.stem)
-            changed = changed_cells(committed, notebook)
+            changed = differences(committed, notebook)
             result = "same outputs" if not changed else f"other outputs in {len(changed)}"
+            for number, what in changed.items():
+                print(f"  cell {number}: {what}")
         except CellExecutionError as error:
             failures += 1
             result = f"FAILED: {error.ename}: {error.evalue}"[:60]
@@ -246,20 +332,84 @@ def run(paths: list[Path], folder: Path) -> int:
     return failures
 
 
+# Ways to make one machine compute as another would: name to environment variables. The first has
+# differed most.
+X86 = {
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+    "plain-x86": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+    },
+    "no-bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+}
+ANY = {
+    "one-thread": {"SMOL_SCRATCH_THREADS": "1"},
+    "no-onednn": {"SMOL_SCRATCH_ONEDNN": "off"},
+}
+MACHINES = (X86 if platform.machine().lower() in ("x86_64", "amd64") else {}) | ANY
+
+
+def portable(paths: list[Path], machines: list[str], folder: Path, jobs: int = 2) -> int:
+    """Execute notebooks as other machines would, and compare with the committed outputs.
+
+    Prints a table of machines and notebooks, and below it what differs.
+
+    Args:
+        paths: the notebooks.
+        machines: names from ``MACHINES``.
+        folder: executed copies go to a folder in it for each machine.
+        jobs: how many notebooks run at a time.
+
+    Returns:
+        How many of the executions were not the same.
+    """
+
+    def once(machine: str, path: Path) -> str:
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | MACHINES[machine]
+        target = folder / machine
+        command = [sys.executable, "-m", "smol_scratch.course.notebook", "run", str(path)]
+        done = subprocess.run(
+            [*command, "--output", str(target)], env=environment, cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        lines = [line.strip() for line in done.stdout.splitlines()]
+        result = next((r for r in lines if r.startswith(f"{path.stem}: ")), "FAILED: no result")
+        print(f"{machine:<14} {result}", flush=True)
+        return "\n".join([result.partition(": ")[2], *(x for x in lines if x.startswith("cell "))])
+
+    tasks = [(machine, path) for machine in machines for path in paths]
+    with ThreadPoolExecutor(jobs) as pool:
+        results = dict(zip(tasks, pool.map(lambda task: once(*task), tasks), strict=True))
+    print(f"\n{'':<14} " + " ".join(path.stem[:2] for path in paths))
+    for machine in machines:
+        marks = ("✓ " if results[machine, p] == "same outputs" else "✗ " for p in paths)
+        print(f"{machine:<14} " + " ".join(marks))
+    different = {task: result for task, result in results.items() if result != "same outputs"}
+    for (machine, path), result in different.items():
+        print(f"\n{machine}, {path.stem}: " + result.replace("\n", "\n  "))
+    print(f"\n{len(tasks) - len(different)} of {len(tasks)} the same")
+    return len(different)
+
+
 def refresh(paths: list[Path]) -> None:
     """Execute notebooks in place, redraw ``figures/``, and say which outputs changed."""
     for path in paths:
         committed, notebook = read(path), cleared(read(path))
         seconds = execute(notebook, path.stem)
-        changed = changed_cells(committed, notebook)
+        changed = differences(committed, notebook)
         write(notebook, path)
-        what = f"changed outputs in cells {changed}" if changed else "no output changed"
+        what = f"changed outputs in cells {[*changed]}" if changed else "no output changed"
         print(f"{path.stem}: {seconds:.0f} s, {what}", flush=True)
-        for name, picture in pictures(notebook).items():
+        for name, picture in marked_pictures(notebook).items():
             assets.write_atomically(ROOT / "figures" / name, picture)
 
 
-def pictures(notebook: NotebookNode) -> dict[str, bytes]:
+def marked_pictures(notebook: NotebookNode) -> dict[str, bytes]:
     """Return the pictures that cells mark with ``figure`` in their metadata: name to PNG."""
     return {
         cell.metadata["figure"]: base64.b64decode(output.data["image/png"])
@@ -291,9 +441,12 @@ def write_address(paths: list[Path], address: str, root: Path = ROOT) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__)
-    parser.add_argument("command", choices=("run", "refresh", "address"))
+    parser.add_argument("command", choices=("run", "refresh", "portable", "address"))
     parser.add_argument("paths", nargs="*", type=Path, help="notebooks; all of them unless named")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "notebooks")
+    parser.add_argument("--machine", choices=MACHINES, nargs="+", default=[*MACHINES],
+                        help="portable: simulated machines; all of them unless named")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=2, help="portable: notebooks at a time")
     chosen = parser.parse_args(arguments)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
     paths = [path.resolve() for path in chosen.paths] or notebooks()
@@ -301,6 +454,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no such notebook: {', '.join(missing)}")
     if chosen.command == "run":
         return min(run(paths, chosen.output), 1)
+    if chosen.command == "portable":
+        folder = ROOT / "build" / "portable"
+        return min(portable(paths, chosen.machine, folder, chosen.jobs), 1)
     if chosen.command == "refresh":
         refresh(paths)
     else:

@@ -107,31 +107,32 @@ def gradients(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return figure
 
 
-def training(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], floor: float, floor_label: str
-) -> Figure:
-    """Draw training losses, smoothed over ten steps.
+def race(grid: Mapping[tuple[str, str, float], Sequence[float]], floor: float) -> Figure:
+    """Draw how trainings ended: a dot for each seed, a panel for each spread of the weights.
 
     Args:
-        panels: title to (design to loss in nats at each step).
-        floor: a loss to compare with, in nats.
-        floor_label: what that loss is.
+        grid: (spread, wiring, learning rate) to the last loss of each seed, in nats.
+        floor: the loss of a model that knows how frequent each character is, and nothing else.
     """
-    figure, axes = new_figure(1, len(panels), figsize=(7.5, 3.6), sharey=True)
-    for ax, (title, designs) in zip(axes, panels.items(), strict=True):
-        for label, losses in designs.items():
-            colour, style = _DESIGNS[label]
-            smooth = np.convolve(losses, np.ones(10) / 10, mode="valid")
-            ax.plot(np.arange(10, len(losses) + 1), smooth, style, color=COLOURS[colour],
-                    label=label)  # fmt: skip
-        ax.axhline(floor, color=COLOURS["residual"], linewidth=1, label=floor_label)
-        ax.set(xlabel="training step", title=title)
-    axes[0].set_ylabel("loss (nats a character)")
-    curves: dict[str, Any] = {}
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        curves |= dict(zip(labels, handles, strict=True))
-    figure.legend(curves.values(), curves.keys(), fontsize=9, loc="outside upper center", ncols=3)
+    spreads = list(dict.fromkeys(spread for spread, _, _ in grid))
+    wirings = list(dict.fromkeys(wiring for _, wiring, _ in grid))
+    rates = sorted({rate for _, _, rate in grid})
+    figure, axes = new_figure(1, len(spreads), figsize=(7.5, 3.4), sharey=True)
+    for ax, spread in zip(axes, spreads, strict=True):
+        for i, wiring in enumerate(wirings):
+            colour, style = _DESIGNS[wiring]
+            places = [j + 0.16 * (i - 1) for j in range(len(rates))]
+            ends = [grid[spread, wiring, rate] for rate in rates]
+            for place, seeds in zip(places, ends, strict=True):
+                ax.plot([place] * len(seeds), seeds, "o", color=COLOURS[colour], markersize=5)
+            means = [float(np.mean(seeds)) for seeds in ends]
+            ax.plot(places, means, style, color=COLOURS[colour], linewidth=1.4, label=wiring)
+        ax.axhline(floor, color=COLOURS["residual"], linewidth=1, linestyle=":")
+        ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        ax.set(title=spread, xlabel="learning rate")
+    axes[0].set_ylabel("loss of the last 20 steps")
+    axes[0].text(0, floor, "only character frequencies", fontsize=9, va="bottom")
+    axes[1].legend(fontsize=9, loc="best")
     return figure
 
 

@@ -52,6 +52,21 @@ def use_style() -> None:
     )
 
 
+def describe(figure: Figure, words: str) -> Figure:
+    """Give a figure its alternative text, which a notebook stores beside the picture.
+
+    Args:
+        figure: any figure.
+        words: what you would say of it on the telephone: the message first, then what stands
+            where. No number that changes with the machine.
+
+    Returns:
+        The figure.
+    """
+    figure.alternative_text = " ".join(words.split())  # type: ignore[attr-defined]
+    return figure
+
+
 def new_figure(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """Make a figure that belongs to no window and is shown once, as a cell's last value.
 

@@ -1,0 +1,159 @@
+"""Small trainings that are compared with each other: the experiments of notebooks 04 and 05.
+
+Each is short, but many are needed before a difference can be told from luck. So they are run once,
+by ``python -m benchmarks.record_races``, and the notebooks read the record and repeat one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smol_scratch.config import SmolLM2Config
+from smol_scratch.corpus import load_text
+from smol_scratch.model import SmolLM2, SwiGLU
+
+Wiring = Callable[[nn.Module, Tensor], Tensor]
+
+
+class GELUMLP(nn.Module):
+    """The MLP before SwiGLU: two matrices, a bend between them, as many parameters."""
+
+    def __init__(self, config: SmolLM2Config) -> None:
+        super().__init__()
+        hidden = config.intermediate_size * 3 // 2
+        self.up_proj = nn.Linear(config.n_embd, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map vectors (..., C) to (..., C)."""
+        out: Tensor = self.down_proj(F.gelu(self.up_proj(x)))
+        return out
+
+
+GATES = {"SwiGLU": SwiGLU, "GELU": GELUMLP}
+
+
+def characters() -> Tensor:
+    """Return tiny Shakespeare as numbers from 0 to 64, one for each character."""
+    text = load_text()
+    number = {character: i for i, character in enumerate(sorted(set(text)))}
+    return torch.tensor([number[character] for character in text])
+
+
+def pre_norm(block: nn.Module, x: Tensor) -> Tensor:
+    """SmolLM2's wiring: x (B, T, C) plus what each branch makes of the normed x."""
+    x = x + block.self_attn(block.input_layernorm(x))
+    out: Tensor = x + block.mlp(block.post_attention_layernorm(x))
+    return out
+
+
+def post_norm(block: nn.Module, x: Tensor) -> Tensor:
+    """The wiring of 2017: the norm stands on the stream itself."""
+    x = block.input_layernorm(x + block.self_attn(x))
+    out: Tensor = block.post_attention_layernorm(x + block.mlp(x))
+    return out
+
+
+def no_residual(block: nn.Module, x: Tensor) -> Tensor:
+    """No stream at all: each branch replaces what came in."""
+    x = block.self_attn(block.input_layernorm(x))
+    out: Tensor = block.mlp(block.post_attention_layernorm(x))
+    return out
+
+
+WIRINGS = {"pre-norm": pre_norm, "post-norm": post_norm, "no residual": no_residual}
+
+
+def wired_loss(model: SmolLM2, wiring: Wiring, idx: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss in nats with another wiring of the blocks; idx, targets (B, T)."""
+    x = model.model.embed_tokens(idx)  # (B, T, C)
+    for block in model.model.layers:
+        x = wiring(block, x)
+    logits = F.linear(model.model.norm(x), model.model.embed_tokens.weight)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def gate_model(mlp: Callable[[SmolLM2Config], nn.Module], width: int, seed: int) -> SmolLM2:
+    """Return a language model of characters with one block and another MLP.
+
+    Args:
+        mlp: the class.
+        width: of the residual stream; a multiple of 12.
+        seed: within one, all other starting weights are the same for every MLP.
+    """
+    torch.manual_seed(seed)
+    config = SmolLM2Config(
+        vocab_size=65, block_size=32, n_layer=1, n_head=4, n_kv_head=2, n_embd=width,
+        head_dim=width // 4, intermediate_size=8 * width // 3, init_std=width**-0.5,
+    )  # fmt: skip
+    model = SmolLM2(config)
+    model.model.layers[0].mlp = mlp(config)
+    for weight in model.model.layers[0].mlp.parameters():
+        nn.init.normal_(weight, std=config.init_std)
+    return model
+
+
+def gate_race(
+    model: SmolLM2, seed: int, numbers: Tensor, rate: float = 0.02, steps: int = 200
+) -> tuple[list[float], float]:
+    """Train a model of one block; return its losses, and its loss on text it never saw, in nats.
+
+    Args:
+        model: from ``gate_model``.
+        seed: of the batches.
+        numbers: from ``characters``; the first million is trained on.
+        rate: learning rate at its peak: up for 20 steps, then down to zero.
+        steps: how many.
+    """
+    practice, exam = numbers[:1_000_000], numbers[1_000_000:][: 512 * 33].view(512, 33)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(seed)
+    history = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20) * (1 - step / steps)
+        starts = torch.randint(len(practice) - 33, (16, 1), generator=generator)
+        batch = practice[starts + torch.arange(33)]  # (B, T + 1)
+        loss = model(batch[:, :-1], batch[:, 1:])[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    with torch.no_grad():
+        return history, model(exam[:, :-1], exam[:, 1:])[1].item()
+
+
+def wiring_race(
+    wiring: str, spread: float, rate: float, seed: int, numbers: Tensor, steps: int = 200
+) -> list[float]:
+    """Train thirty narrow blocks with another wiring; return the loss of each step, in nats.
+
+    Args:
+        wiring: a name of ``WIRINGS``.
+        spread: standard deviation of the initial weights.
+        rate: the learning rate, the same at every step.
+        seed: of weights and batches.
+        numbers: from ``characters``.
+        steps: how many.
+    """
+    torch.manual_seed(seed)
+    config = SmolLM2Config(
+        vocab_size=65, block_size=32, n_layer=30, n_head=2, n_kv_head=1, n_embd=32,
+        head_dim=16, intermediate_size=80, init_std=spread,
+    )  # fmt: skip
+    model = SmolLM2(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    history = []
+    for _ in range(steps):
+        starts = torch.randint(len(numbers) - 32, (8, 1), generator=generator)
+        piece = numbers[starts + torch.arange(33)]  # (B, T + 1)
+        loss = wired_loss(model, WIRINGS[wiring], piece[:, :-1], piece[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
