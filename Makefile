@@ -9,11 +9,12 @@ READY := $(VENV)/.ready
 # quiet one spinning is quicker, so `make bench` does not ask for this.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help notebooks test portable lab refresh address bugs report bench lint format clean
+.PHONY: help notebooks test check portable lab refresh address bugs report bench lint format clean
 
 help:
 	@echo "make notebooks  set up, execute every notebook into build/notebooks, print a table"
 	@echo "make test       set up, run the whole test suite, notebooks compared cell by cell"
+	@echo "make check      lint, and the tests that an editor wants every time (two minutes)"
 	@echo "make portable   execute the notebooks as other machines would, and compare (long)"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make refresh    execute the notebooks in place and redraw figures/ (for editors)"
@@ -27,7 +28,10 @@ notebooks: $(READY)
 	$(PY) -m smol_scratch.course.notebook run
 
 test: $(READY)
-	$(PY) -m pytest -p tests.strict_nbval --nbval --nbval-current-env tests notebooks
+	$(PY) -m tests
+
+check: lint
+	$(PY) -m tests quick
 
 portable: $(READY)
 	$(PY) -m smol_scratch.course.notebook portable $(if $(MACHINE),--machine $(MACHINE))

@@ -39,6 +39,9 @@ def find_hardware(device: torch.device) -> Hardware:
         # PyTorch before 2.11 cannot be asked.
         has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         bf16 = any(has.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+        # oneDNN, which multiplies, can be held to fewer instructions than the processor has.
+        held_to = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+        bf16 &= held_to in ("ALL", "DEFAULT") or "BF16" in held_to or "AMX" in held_to
         return Hardware("cpu", f"{has.get('cpu_name', 'CPU')}", bf16=bf16)
     return Hardware(device.type, device.type)
 
