@@ -481,6 +481,36 @@ print(smol_scratch.RMSNorm(4)(torch.ones(1, 4)))
     assert "tensor([[1.0000" in result.stdout
 
 
+def run_set_up_cell_without_the_package(**environment):
+    program = f"""
+class Shell:
+    def run_line_magic(self, magic, line):
+        raise SystemExit(f"{{magic}} {{line}}")
+get_ipython = Shell
+exec({notebook.set_up_cell("https://example.org/it")!r})
+"""
+    command = [sys.executable, "-I", "-S", "-c", program]  # a Python with nothing installed
+    hosts = ("COLAB_", "KAGGLE_", "DEEPNOTE_", "PAPERSPACE_", "BINDER_")
+    here = {name: value for name, value in os.environ.items() if not name.startswith(hosts)}
+    ran = subprocess.run(command, env=here | environment, capture_output=True, text=True)
+    assert ran.returncode == 1
+    return ran.stderr.splitlines()[-1]
+
+
+def test_a_kernel_without_the_package_says_so_and_what_to_do():
+    said = run_set_up_cell_without_the_package()
+    assert f"this kernel ({sys.executable}) has no smol_scratch. Choose the kernel" in said
+    assert "make lab" in said
+
+
+@pytest.mark.parametrize("sign", ["KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "BINDER_REPO_URL"])
+def test_every_hosted_notebook_installs_the_package(sign):
+    said = run_set_up_cell_without_the_package(**{sign: "yes"})
+    assert said == (
+        "pip install -q -c /tmp/keep-torch.txt 'smol_scratch[colab] @ git+https://example.org/it'"
+    )
+
+
 def test_pictures_decode():
     nb = new_notebook(cells=[new_markdown_cell("text"), new_code_cell("1")])
     picture = base64.b64encode(b"\x89PNG").decode()

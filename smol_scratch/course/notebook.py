@@ -161,13 +161,24 @@ def repository() -> str:
 def set_up_cell(address: str) -> str:
     """Return the source of the set-up cell, the same in every notebook."""
     return f"""\
+import os
 import sys
+from importlib.util import find_spec
 
-if "google.colab" in sys.modules:  # on Colab: install the package, keep Colab's own torch
-    from importlib.metadata import version
+needed = ("smol_scratch", "transformers", "matplotlib")
+if missing := [name for name in needed if find_spec(name) is None]:
+    hosts = ("COLAB_", "KAGGLE_", "DEEPNOTE_", "PAPERSPACE_", "BINDER_")
+    hosted = any(name.startswith(hosts) for name in os.environ)
+    if not hosted and "google.colab" not in sys.modules:
+        raise ModuleNotFoundError(
+            f"this kernel ({{sys.executable}}) has no {{missing[0]}}. Choose the kernel of "
+            "the environment that README.md sets up, or start with `make lab`"
+        )
+    with open("/tmp/keep-torch.txt", "w") as file:  # the host's own stays
+        if find_spec("torch"):
+            from importlib.metadata import version
 
-    with open("/tmp/keep-torch.txt", "w") as file:
-        file.write(f"torch=={{version('torch')}}\\n")
+            file.write(f"torch=={{version('torch')}}\\n")
     package = "smol_scratch[colab] @ git+{address}"
     get_ipython().run_line_magic("pip", f"install -q -c /tmp/keep-torch.txt '{{package}}'")
 
