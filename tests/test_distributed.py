@@ -7,6 +7,7 @@ interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -276,6 +277,7 @@ def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
         )
         for save, more in launches.items()
     }
+    started: list[int] = []
     try:
         for save, process in processes.items():
             table = Path(f"{save}.csv")
@@ -285,6 +287,7 @@ def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
                 assert time.monotonic() < patience
                 time.sleep(0.02)
             both = workers(process)
+            started += both
             assert len(both) == 2
             if save == "one":
                 os.kill(both[1], signal.SIGTERM)
@@ -294,12 +297,13 @@ def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
             assert process.returncode != 0
             assert "Signal 6" not in said  # no abort at the end
             assert not any(Path(f"/proc/{number}").exists() for number in both)
-            [(name, words)] = re.findall(r"interrupted; saved (\S+)\. To go on: (--.*)", said)
-            assert words == f"--ckpt {name} --save {save}"
+            [(name, words)] = re.findall(r"interrupted; saved (\S+)\. To go on:\n  (.*)", said)
+            launch = "torchrun --nproc-per-node 2 -m smol_scratch train"
+            assert words == f"{launch} --ckpt {name} --save {save}"
             step = read_state(Path(name))["step"]
             assert [int(row["step"]) for row in numbers(table)] == list(range(step))
             # One process goes on with the same global batch.
-            alone = [*words.split(), "--batch-size", "4", "--no-shard"]
+            alone = [*words.removeprefix(launch).split(), "--batch-size", "4", "--no-shard"]
             assert main(["train", *alone, "--steps", str(step + 2)]) == 0
             steps = [int(row["step"]) for row in numbers(table)]
             assert steps == list(range(step + 3))
@@ -307,6 +311,9 @@ def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
         for process in processes.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+        for number in started:  # torchrun gives each a session of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
 
 
 if __name__ == "__main__":
