@@ -359,7 +359,8 @@ def test_a_picture_that_no_eye_can_tell_apart_is_the_same(executed, tmp_path):
     assert "3 passed" in nbval(other, tmp_path)
 
 
-def test_portable_runs_as_other_machines_and_says_what_differs(tmp_path, capsys):
+def test_portable_runs_as_other_machines_and_says_what_differs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SMOL_SCRATCH_THREADS", "2")
     path = tmp_path / "01_small.ipynb"
     cells = [
         new_code_cell("import os, torch\nfrom smol_scratch.course.notebook import setup\nsetup()"),
@@ -472,7 +473,11 @@ print(smol_scratch.RMSNorm(4)(torch.ones(1, 4)))
     result = subprocess.run(
         [str(colab / "bin" / "python"), "-c", program],
         cwd=tmp_path,
-        env={**os.environ, "SMOL_SCRATCH_DATA": str(data), "IPYTHONDIR": str(tmp_path / "ipython")},
+        env={
+            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            "SMOL_SCRATCH_DATA": str(data),
+            "IPYTHONDIR": str(tmp_path / "ipython"),
+        },
         capture_output=True,
         text=True,
     )
