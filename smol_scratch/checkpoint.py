@@ -67,8 +67,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint. In a process group all processes call this, and the first one writes.
 
-    The chat template of weights that a run began with (``--init``) stays behind: what was trained
-    here continues text.
+    The chat template of weights that a run began with (``--init``) comes along, and with it the
+    token that ends an answer.
 
     Args:
         state: between two steps.
@@ -123,7 +123,10 @@ def _write(
     try:
         with assets.written_whole(folder) as new:
             (new / OPTIMIZER).parent.mkdir(parents=True)
-            write_model_files(weights, state.model.config, new, tokenizer=tokenizer)
+            template = getattr(state.model, "chat_template", None)
+            write_model_files(
+                weights, state.model.config, new, tokenizer=tokenizer, chat_template=template
+            )
             save_file(flat, new / OPTIMIZER, metadata={"format": "pt"})
             save_file(generators, new / GENERATORS, metadata={"format": "pt"})
             content = {

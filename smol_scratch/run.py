@@ -77,6 +77,17 @@ def load_data(
     return split(tokens, config.held_out)
 
 
+def tokenizer_of(config: TrainingConfig, options: RunOptions) -> SmolLM2Tokenizer:
+    """Return the tokenizer that a run's weights came with, or SmolLM2's own.
+
+    With it a fine-tuned model keeps its chat template and the token that ends an answer.
+    """
+    for place in (options.ckpt, config.init and Path(config.init)):
+        if place and (place.is_file() or (place / "tokenizer.json").is_file()):
+            return load_tokenizer(place)
+    return load_tokenizer()
+
+
 class Interruption:
     """Remembers Ctrl-C and SIGTERM until the step that is under way has ended, and says so.
 
@@ -258,7 +269,7 @@ def _run(config: TrainingConfig, options: RunOptions) -> tuple[Path, int | None]
         )
     if first:
         remove_leftovers(options.save)
-    tokenizer = load_tokenizer()
+    tokenizer = tokenizer_of(config, options)
     tokens, held_out = load_data(config, tokenizer, options.eval_interval > 0)
     if options.ckpt is None:
         state = TrainingState.create(config, tokens, held_out, options)

@@ -262,7 +262,7 @@ def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
 ):
     """SIGTERM to one of the two; and Ctrl-C, which a terminal sends to all, torchrun too."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("smol_scratch.run.load_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr("smol_scratch.run.load_tokenizer", lambda *_: tokenizer)
     Path("text.txt").write_text(WORDS, "utf-8")
     words = [*SMALL, "--text", "text.txt", "--steps", "2000"]
     launches = {"one": [], "all": ["--shard"]}

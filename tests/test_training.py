@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import importlib.machinery
 import itertools
+import json
 import math
 import os
 import re
@@ -25,7 +26,9 @@ from benchmarks import record_names
 from smol_scratch import accounting, assets, hardware, run, training
 from smol_scratch.__main__ import main
 from smol_scratch.config import SmolLM2Config
+from smol_scratch.generation import CHAT_TEMPLATE
 from smol_scratch.hardware import Hardware, choose_device, choose_precision, find_hardware
+from smol_scratch.hub import load_pretrained
 from smol_scratch.model import SmolLM2
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.run import Interruption, MetricsFile, load_data, remove_old, step_folder
@@ -647,7 +650,8 @@ SMALL = [
 @pytest.fixture
 def here(tmp_path, monkeypatch, tokenizer):
     """A folder to work in, with a text; the tokenizer is loaded already."""
-    monkeypatch.setattr(run, "load_tokenizer", lambda: tokenizer)
+    own = run.load_tokenizer
+    monkeypatch.setattr(run, "load_tokenizer", lambda *of: own(*of) if of else tokenizer)
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(WORDS, "utf-8")
     return tmp_path
@@ -1187,3 +1191,24 @@ def test_an_output_that_is_not_utf_8_stops_nothing(here, encoding):
     )
     assert done.returncode == 0, done.stderr
     assert b"steps 0 ? 1" in done.stdout
+
+
+def test_fine_tuning_keeps_chat_template_and_the_token_that_ends_an_answer(here, tmp_path):
+    chatty = SmolLM2(dataclasses.replace(SHAPE, vocab_size=49_152, block_size=64)).eval()
+    chatty.chat_template = CHAT_TEMPLATE
+    export_pretrained(chatty, here / "chatty", tokenizer=load_tokenizer())
+
+    def ends_and_template(folder):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        loaded = load_pretrained(folder, quiet=True)
+        return config["eos_token_id"], loaded.chat_template, load_tokenizer(folder).chat_templates
+
+    expected = ends_and_template(here / "chatty")
+    assert expected[:2] == (2, CHAT_TEMPLATE)
+    flags = [*SMALL[:1], *SMALL[3:], "--text", "text.txt", "--init", "chatty", "--steps", "2"]
+    assert main([*flags, "--save", "ft"]) == 0
+    assert ends_and_template(here / "ft") == expected
+    assert main(["train", "--ckpt", "ft", "--save", "more", "--steps", "3"]) == 0
+    assert ends_and_template(here / "more") == expected
+    assert main(["export", "--ckpt", "more", "--gguf", "ft.gguf"]) == 0
+    assert load_pretrained(here / "ft.gguf", quiet=True).chat_template == CHAT_TEMPLATE
