@@ -106,7 +106,8 @@ def penalise_repetition(logits: Tensor, ids: Tensor, repetition_penalty: float) 
     Source: Keskar et al., 2019, arXiv:1909.05858, section 4.1; the case of negative scores is
     that of ``transformers``.
     """
-    _check_scores(logits, ids)
+    _check_scores(logits)
+    _check_ids(logits, ids)
     _check(
         "repetition_penalty",
         repetition_penalty,
@@ -170,16 +171,20 @@ def _at_least_one(value: object) -> bool:
     return isinstance(value, Integral) and value >= 1
 
 
-def _check_scores(logits: Tensor, ids: Tensor | None = None) -> None:
-    """Raise unless they are scores, (B, V), and tokens, (B, T), of which each has one."""
-    if not isinstance(logits, Tensor) or (ids is not None and not isinstance(ids, Tensor)):
-        raise TypeError("logits and ids must be tensors")
+def _check_scores(logits: Tensor) -> None:
+    """Raise unless they are scores, (B, V)."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits={type(logits).__name__}: must be a tensor of scores, (B, V)")
     if logits.ndim != 2 or logits.numel() == 0 or not logits.is_floating_point():
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} and type {logits.dtype}: must be (B, V) scores"
         )
-    if ids is None:
-        return
+
+
+def _check_ids(logits: Tensor, ids: Tensor) -> None:
+    """Raise unless they are tokens, (B, T), of which each has a score."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids={type(ids).__name__}: must be a tensor of tokens, (B, T)")
     if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != len(logits):
         raise ValueError(
             f"ids of shape {tuple(ids.shape)} and type {ids.dtype}: must be (B, T) of int64, with "
@@ -259,6 +264,7 @@ def fast_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
     reads memory at about half the speed of PyTorch's own kernel, which is asked instead. (The
     switch is the process's: a second thread at work meanwhile may be slower, never wrong.)
     """
+    _check_step(model, idx, cache)
     embedding = model.model.embed_tokens.weight
     single = idx.numel() == 1 and embedding.device.type == "cpu"
     if not (single and embedding.dtype == torch.bfloat16):
@@ -375,7 +381,8 @@ def _ends(stop: int | Iterable[int] | None, V: int) -> list[int]:
     if stop is None:
         return []
     tokens = [stop] if isinstance(stop, Integral) or not isinstance(stop, Iterable) else list(stop)
-    if not all(isinstance(token, Integral) and 0 <= token < V for token in tokens):
+    whole = (isinstance(token, Integral) and not isinstance(token, bool) for token in tokens)
+    if not all(whole) or not all(0 <= token < V for token in tokens):
         raise ValueError(f"stop={stop!r:.60}: must be tokens between 0 and {V - 1}")
     return [int(token) for token in tokens]
 

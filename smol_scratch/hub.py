@@ -288,9 +288,11 @@ def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None
     weights: dict[str, Tensor] = {}
     for name, stored in tensors.items():
         try:
-            weight = torch.from_numpy(dequantize(stored.data, stored.kind).copy())
+            numbers = dequantize(stored.data, stored.kind)
         except NotImplementedError as error:
             raise ValueError(f"{path}: {name} is stored as {stored.kind.name}: {error}") from error
+        # A copy where it is the file itself, which may be written over later.
+        weight = torch.from_numpy(numbers if numbers.flags.writeable else numbers.copy())
         if name == "rope_freqs.weight" and bool((weight == 1).all()):
             continue  # what RoPE's frequencies are divided by
         if name in _GGUF_OUTER:

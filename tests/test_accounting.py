@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from smol_scratch import KVCache, SmolLM2, SmolLM2Config
+from smol_scratch import KVCache, SmolLM2, SmolLM2Config, hardware
 from smol_scratch.__main__ import main
 from smol_scratch.accounting import (
     PRODUCT_TYPES,
     activations,
     attention_crossover,
     chinchilla_tokens,
+    costs,
     counted_flops,
     counted_parameters,
     kv_cache_bytes,
@@ -27,6 +28,7 @@ from smol_scratch.accounting import (
     palm_flops,
     parameter_table,
     parameters,
+    print_costs,
     ratios,
     total_parameters,
     training_cost,
@@ -493,3 +495,51 @@ def test_the_module_runs():
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("python -m smol_scratch: --length 0")
     assert "Traceback" not in ran.stderr
+
+
+# The price list of the notebooks
+
+
+@pytest.mark.parametrize("context", [1, 7, 256])
+@pytest.mark.parametrize("config", [*RELEASED, SMALL])
+def test_the_price_list_is_the_matrix_products_and_the_elementwise_parts(config, context):
+    """A token that attends to so many others pays its share of a sequence of that length."""
+    products = matrix_products(config, 1, context, training=False)
+    table = costs(config, context)
+    shares = {
+        part: sum(product.flops for product in products if product.part == part) / context
+        for part in ("attention", "SwiGLU", "head")
+    }
+    L, width = config.n_layer, config.head_dim * (config.n_head + config.n_kv_head)
+    assert table["attention"][1] == shares["attention"]
+    assert table["SwiGLU"][1] - 5 * config.intermediate_size * L == shares["SwiGLU"]
+    assert table["embedding and head"][1] == shares["head"]
+    assert table["RoPE"] == (0, 3 * width * L)
+    assert table["RMSNorm"][1] == 4 * (2 * L + 1) * config.n_embd
+    assert sum(count for count, _ in table.values()) == total_parameters(config)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_printed_prices_add_up_to_the_whole_model(tied, capsys):
+    config = replace(SMALL, tie_embeddings=tied)
+    table, whole, so_far = costs(config, 256), total_parameters(config), [0, 0]
+    for part in table:
+        so_far = [total + cost for total, cost in zip(so_far, table[part], strict=True)]
+        print_costs(config, part)
+        *_, sums, share = capsys.readouterr().out.splitlines()
+        megabytes = f"{4 * so_far[0] / 1e6:.2f}"
+        assert sums.split() == ["so", "far", f"{so_far[0]:,}", megabytes, f"{so_far[1] / 1e6:.3f}"]
+        assert share == f"{so_far[0] / whole:.2%} of the model's {whole:,} parameters"
+    assert share.startswith("100.00%")
+    with pytest.raises(ValueError, match="until='head': must be one of RMSNorm, RoPE"):
+        print_costs(config, "head")
+
+
+def test_a_processors_peak_counts_products_and_sums_of_its_best_of_five(monkeypatch):
+    """2 · 2048³ operations; the clock is ours: the first try is slow, the third the best."""
+    seconds = [9.0, 2.0, 0.5, 1.0, 2.0, 2.0]
+    ticks = iter(t for took in seconds for t in (0.0, took))
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: a)
+    peak = device_peak.__wrapped__(torch.device("cpu"), torch.float32)
+    assert peak == 2 * 2048**3 / 0.5

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,7 @@ from smol_scratch.generation import (
 from tests.checks import randomise
 
 INFINITY = float("inf")
+EMBEDDING = "model.embed_tokens.weight"
 SEEDS = st.integers(0, 10_000)
 
 
@@ -174,6 +177,27 @@ def test_no_temperature_overflows(temperature):
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(3))
 
 
+def test_top_p_stops_where_the_sum_is_reached_exactly():
+    """Sums that float32 holds exactly: the token behind the one that reaches top_p goes."""
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    assert F.softmax(logits, -1).tolist() == [[0.5, 0.25, 0.125, 0.125]]
+    for top_p, kept in ((0.5, 1), (0.75, 2), (0.875, 3), (1.0, 4), (0.51, 2), (1e-9, 1)):
+        assert keep_top_p(logits, top_p).isfinite().sum() == kept, top_p
+    assert keep_min_p(logits, 0.5).isfinite().sum() == 2  # half as probable as the likeliest stays
+    assert keep_top_k(logits, 2).isfinite().sum() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_filters_reckon_in_float32_whatever_the_scores_are(dtype):
+    logits, ids = random_logits(0)
+    half = logits.to(dtype)
+    for options in ({"repetition_penalty": 1.3}, {"temperature": 1.7}, {"top_p": 0.8},
+                    {"repetition_penalty": 1.3, "temperature": 0.3, "min_p": 0.01}):  # fmt: skip
+        assert torch.equal(
+            filter_logits(half, ids, **options), filter_logits(half.float(), ids, **options)
+        )
+
+
 WRONG = [
     ({"temperature": -0.1}, "temperature=-0.1: must be"),
     ({"temperature": INFINITY}, "temperature=inf: must be"),
@@ -195,6 +219,34 @@ WRONG = [
     ({"idx": [1, 211]}, "token 211: must lie between 0 and 210"),
     ({"idx": [-1, 2]}, "token -1: must lie"),
     ({"idx": [1] * 64}, "64 tokens leaves no room .* block_size=64 .* last 63"),
+    *({"max_new_tokens": n} for n in ("5", 2.5, None, True, [3])),
+    *({"temperature": t} for t in ("1", None, [1.0], True, torch.tensor(1.0), 1j)),
+    *({"top_k": k} for k in ("5", 2.5, True)),
+    *({"top_p": p} for p in ("0.5", True, [0.5])),
+    *({"min_p": p} for p in ("0.5", True)),
+    *({"repetition_penalty": r} for r in ("2", None, INFINITY)),
+    *({"stop": s} for s in ("a", ["a"], 0.5, [0.5], -1, [211], [None], True)),
+    *({"vocab_size": v} for v in ("9", 0, 212, 2.5)),
+    ({"vocab_size": 3}, "token 3: must lie between 0 and 2"),
+    ({"idx": [[[1]]]}, "must be"),
+    ({"idx": [1.5, 2]}, "type torch.float32"),
+    ({"idx": torch.ones(3, dtype=torch.bool)}, "type torch.bool"),
+    ({"idx": torch.ones(2, 2, 2, dtype=torch.int64)}, "must be"),
+]
+WRONG = [case if isinstance(case, tuple) else (case, f"{next(iter(case))}=") for case in WRONG]
+WRONG_TYPES = [
+    ({"idx": "To be"}, "idx='To be': must be token numbers; text is encoded first"),
+    ({"idx": b"To be"}, "idx=b'To be': must be token numbers"),
+    ({"idx": 5}, "idx=5: must be token numbers"),
+    ({"idx": None}, "idx=None: must be token numbers"),
+    ({"idx": [None]}, "must be token numbers"),
+    ({"idx": [[1, [2]]]}, "must be token numbers"),
+    ({"idx": {"a": 1}}, "must be token numbers"),
+    ({"generator": 5}, "generator=5: must be a torch.Generator"),
+    ({"decoder": "fast"}, "decoder='fast': must be a function"),
+    ({"model": "SmolLM2"}, "model=str: must be a SmolLM2"),
+    ({"model": None}, "model=NoneType: must be a SmolLM2"),
+    ({"model": torch.nn.Linear(2, 2)}, "model=Linear: must be a SmolLM2"),
 ]
 
 
@@ -204,6 +256,168 @@ def test_wrong_settings_are_named_at_once(model, function, change, message):
     arguments = {"idx": [1, 2, 3], "max_new_tokens": 4} | change
     with pytest.raises(ValueError, match=message):
         function(model, **arguments)  # a stream too: nobody has asked for its first token yet
+
+
+@pytest.mark.parametrize("function", [generate, stream])
+@pytest.mark.parametrize(("change", "message"), WRONG_TYPES)
+def test_arguments_of_the_wrong_type_are_named_at_once(model, function, change, message):
+    arguments = {"model": model, "idx": [1, 2, 3], "max_new_tokens": 4} | change
+    with pytest.raises(TypeError, match=message):
+        function(**arguments)
+
+
+SCORES = torch.zeros(2, 7)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        *(
+            (lambda s, f=f: f(s, 1), error, message)
+            for f in (apply_temperature, keep_top_k, keep_top_p, keep_min_p)
+            for error, message in ((TypeError, "must be a tensor"),)
+        ),
+        (lambda s: filter_logits(s, SCORES.long()), TypeError, "must be a tensor"),
+        (lambda s: filter_logits(SCORES, s, repetition_penalty=2.0), TypeError, "must be a tensor"),
+        (lambda s: penalise_repetition(SCORES, s, 2.0), TypeError, "must be a tensor"),
+    ],
+)
+@pytest.mark.parametrize("scores", ["x", None, [[0.0]]])
+def test_scores_that_are_no_tensor_are_named(call, error, message, scores):
+    with pytest.raises(error, match=message):
+        call(scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "ids", "message"),
+    [
+        (torch.zeros(7), None, r"logits of shape \(7,\)"),
+        (torch.zeros(2, 0), None, r"logits of shape \(2, 0\)"),
+        (torch.zeros(2, 7, dtype=torch.int64), None, "type torch.int64: must be"),
+        (SCORES, torch.zeros(2, 3), "ids of shape .* type torch.float32"),
+        (SCORES, torch.zeros(3, dtype=torch.int64), "ids of shape"),
+        (SCORES, torch.zeros(3, 3, dtype=torch.int64), "the B=2 of the logits"),
+        (SCORES, torch.full((2, 3), 7), "token 7: must lie between 0 and 6"),
+        (SCORES, torch.full((2, 3), -1), "token -1: must lie"),
+    ],
+)
+def test_scores_and_tokens_that_do_not_fit_are_named(scores, ids, message):
+    given = torch.zeros(2, 3, dtype=torch.int64) if ids is None else ids
+    with pytest.raises(ValueError, match=message):
+        filter_logits(scores, given, repetition_penalty=2.0)
+    if ids is None:
+        for keep, value in ((apply_temperature, 2.0), (keep_top_k, 2), (keep_top_p, 0.5)):
+            with pytest.raises(ValueError, match=message):
+                keep(scores, value)
+
+
+@pytest.mark.parametrize(
+    ("idx", "cache", "error"),
+    [
+        ("x", KVCache, TypeError),
+        ([[1]], KVCache, TypeError),
+        (torch.tensor([[1]]), list, TypeError),
+        (torch.tensor([1]), KVCache, ValueError),
+        (torch.tensor([[1.5]]), KVCache, ValueError),
+        (torch.zeros(1, 0, dtype=torch.int64), KVCache, ValueError),
+    ],
+)
+def test_a_step_with_wrong_arguments_is_named(model, idx, cache, error):
+    cache = KVCache(model.config) if cache is KVCache else []
+    for function in (next_logits, fast_logits):
+        with pytest.raises(error, match="must be"):
+            function(model, idx, cache)
+    other = KVCache(dataclasses.replace(model.config, n_layer=model.config.n_layer + 1))
+    with pytest.raises(ValueError, match=r"a cache of 5 layers for a model of 4"):
+        next_logits(model, torch.tensor([[1]]), other)
+
+
+def test_text_needs_a_tokenizer(model):
+    with pytest.raises(TypeError, match="tokenizer='x': must be a SmolLM2Tokenizer"):
+        stream_text(model, "x", [1], 1)
+
+
+def test_numbers_of_any_whole_type_are_a_prompt(model):
+    expected = generate(model, [5, 17, 3], 6, temperature=0)[0]
+    for kind in (np.uint16, np.int64, np.int32, np.uint8):
+        same = [np.array([5, 17, 3], kind), list(np.array([5, 17, 3], kind)),
+                torch.from_numpy(np.array([5, 17, 3], kind)), (5, 17, 3)]  # fmt: skip
+        for idx in same:
+            assert torch.equal(generate(model, idx, np.int64(6), temperature=0)[0], expected)
+    one, other = generate(model, [torch.tensor([7]), np.array([9, 8])], 3, temperature=0)
+    assert (len(one), len(other)) == (4, 5)
+    assert torch.equal(generate(model, np.array([[7], [9]]), 3, temperature=0)[0], one)
+
+
+# Other people's models.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, INFINITY])
+def test_weights_that_are_broken_are_named(model, value, temperature, dtype):
+    broken = SmolLM2(model.config).eval()
+    broken.model.norm.weight.data[0] = value
+    broken = broken.to(dtype)
+    for write in (
+        lambda: generate(broken, [1, 2], 3, temperature=temperature),
+        lambda: list(stream(broken, [1, 2], 3, temperature=temperature)),
+        lambda: generate(broken, [[1, 2], [3]], 3, temperature=temperature, top_p=0.9),
+    ):
+        with pytest.raises(ValueError, match=f"scores are not finite in {dtype}.*weights are bro"):
+            write()
+
+
+def test_a_score_of_minus_infinity_is_no_fault(model):
+    scores = torch.full((1, 211), -INFINITY)
+    scores[0, 42] = 1.0
+    assert generate(model, [1], 2, decoder=lambda *_: scores)[0].tolist() == [1, 42, 42]
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, "averaged", "twice"])
+def test_a_wrapped_model_speaks_as_itself(model, wrap):
+    if wrap == "averaged":
+        wrapped = torch.optim.swa_utils.AveragedModel(model)
+    elif wrap == "twice":
+        wrapped = torch.compile(torch.nn.DataParallel(model))
+    else:
+        wrapped = wrap(model)
+    expected = generate(model, [5, 17, 3], 6, temperature=0)[0]
+    assert torch.equal(generate(wrapped, [5, 17, 3], 6, temperature=0)[0], expected)
+    assert [s.token for s in stream(wrapped, [5, 17, 3], 6, temperature=0)] == expected[3:].tolist()
+    assert torch.equal(to_transformers(wrapped).model.norm.weight, model.model.norm.weight)
+    assert CompiledDecoder(wrapped).model is CompiledDecoder(model).model or wrap == "averaged"
+
+
+def test_entries_without_a_token_are_never_drawn(model):
+    """An embedding that was filled up: whatever stands there, the tokens are those without it."""
+    padded = SmolLM2(dataclasses.replace(model.config, vocab_size=256)).eval()
+    weights = model.state_dict()
+    embedding = torch.cat([weights[EMBEDDING], 9 * torch.randn(45, 96)])
+    padded.load_state_dict(weights | {EMBEDDING: embedding})
+    for options in ({"temperature": 0}, {"temperature": 3.0}, {"top_k": 3, "min_p": 0.1},
+                    {"repetition_penalty": 1.5}):  # fmt: skip
+        same = {"vocab_size": 211, "generator": seeded(5)}
+        ours = generate(padded, PROMPTS, 20, **options, **same)
+        expected = generate(model, PROMPTS, 20, **options, generator=seeded(5))
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+        steps = list(stream(padded, PROMPTS[0], 20, **options, vocab_size=211, generator=seeded(5)))
+        assert steps == list(stream(model, PROMPTS[0], 20, **options, generator=seeded(5)))
+    free = generate(padded, PROMPTS, 20, temperature=0)
+    assert max(int(row.max()) for row in free) >= 211, "or the test shows nothing"
+
+
+def test_text_is_made_of_the_tokenizers_tokens(tokenizer):
+    """The case that was reported: the padding is what this model would say at every step."""
+    torch.manual_seed(0)
+    config = SmolLM2Config.preset("tiny", n_layer=1, vocab_size=49_216, block_size=64)
+    padded = SmolLM2(config).eval()
+    randomise(padded)
+    padded.model.embed_tokens.weight.data[49_152:] *= 100
+    assert max(generate(padded, [1, 2, 3], 30, temperature=0)[0]) >= 49_152
+    for options in ({"temperature": 0}, {"generator": seeded()}):
+        text = "".join(stream_text(padded, tokenizer, [1, 2, 3], 30, **options))
+        assert len(tokenizer.encode(text)) > 5
 
 
 # The loop.
@@ -272,6 +486,36 @@ def test_generation_ends_where_the_context_ends(model):
     assert [len(row) for row in rows] == [64, 64, 15]
     assert rows[0].tolist() == greedy_without_cache(model, [1] * 60, 4)
     assert len(list(stream(model, [1] * 60, 10))) == 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "stop", "why", "count"),
+    [
+        ([1] * 60, 10, None, "context", 4),
+        ([1] * 60, 4, None, "length", 4),  # all that was asked for is there
+        ([1] * 60, 3, None, "length", 3),
+        ([1] * 63, 9, None, "context", 1),
+        ([5, 6], 9, "first", "stop token", 1),
+        ([1] * 63, 9, "first", "stop token", 1),
+    ],
+)
+def test_the_last_step_says_why_there_is_no_more(model, prompt, most, stop, why, count):
+    if stop is not None:
+        stop = int(generate(model, prompt, 1, temperature=0)[0][-1])
+    steps = list(stream(model, prompt, most, temperature=0, stop=stop))
+    assert [step.ended for step in steps] == [None] * (count - 1) + [why]
+
+
+def test_a_text_says_why_there_is_no_more(real_model, tokenizer):
+    text = stream_text(real_model, tokenizer, tokenizer.encode("Once upon"), 3, temperature=0)
+    assert text.ended is None
+    assert len("".join(text)) > 3
+    assert text.ended == "length"
+    full = [1] * (real_model.config.block_size - 1)
+    short = SmolLM2(dataclasses.replace(TINY_TEXT, block_size=8)).eval()
+    text = stream_text(short, tokenizer, full[:7], 5)
+    list(text)
+    assert text.ended == "context"
 
 
 def test_chance_comes_from_the_generator_alone(model):
@@ -418,6 +662,37 @@ def test_the_text_stream_ends_before_its_stop_token(real_model, tokenizer):
     assert "".join(pieces) == tokenizer.decode(ids[len(prompt) : -1])
     assert "Paris" in "".join(pieces)
     assert len(pieces) > 3
+
+
+TINY_TEXT = SmolLM2Config.preset("tiny", n_layer=1)
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("position", range(2))
+def test_each_stop_token_ends_a_text_and_is_not_shown(position, as_list, tokenizer):
+    """Given alone or among others, at the first token or later."""
+    model = SmolLM2(TINY_TEXT).eval()
+    words = [*(tokenizer.encode("The king of")), tokenizer.eos_id]
+    left = iter(words)
+
+    def say(idx: Tensor, cache: object) -> Tensor:
+        scores = torch.zeros(1, TINY_TEXT.vocab_size)
+        scores[0, next(left)] = 1.0
+        return scores
+
+    stop = words[position] if not as_list else [7, words[position], tokenizer.eos_id]
+    text = stream_text(model, tokenizer, [1], 20, temperature=0, stop=stop, decoder=say)
+    assert "".join(text) == tokenizer.decode(words[:position])
+    assert text.ended == "stop token"
+    for ends in stop_tokens(tokenizer):
+        left = iter([words[0], ends, words[1]])
+        text = stream_text(
+            model, tokenizer, [1], 20, temperature=0, stop=stop_tokens(tokenizer), decoder=say
+        )
+        assert "".join(text) == "The"
+        left = iter([words[0], ends, words[1]])
+        [row] = generate(model, [1], 20, temperature=0, stop=stop_tokens(tokenizer), decoder=say)
+        assert row.tolist() == [1, words[0], ends], "in the tokens it is there"
 
 
 # The chat template.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import smol_scratch.model
-from smol_scratch import KVCache, SmolLM2, SmolLM2Config, explicit_attention
+from smol_scratch import KVCache, SmolLM2, SmolLM2Config, explicit_attention, fast
 from tests import checks
 from tests.checks import SMALL, Trio, close, largest, randomise
 
@@ -307,3 +307,84 @@ def test_a_full_or_foreign_cache_is_named_and_left_as_it_was():
         assert cache.length == 13
     with pytest.raises(ValueError, match="length=14: must lie between 0 and the 13 stored"):
         cache.truncate(14)
+
+
+# Other people's habits
+
+
+@pytest.mark.parametrize(
+    "trip",
+    [
+        lambda m: m.bfloat16().float(),
+        lambda m: m.half().float(),
+        lambda m: m.to(torch.bfloat16).to(torch.float32),
+        lambda m: m.to("cpu", torch.float16).to("cpu", torch.float32),
+        lambda m: m.double().bfloat16().double().float(),
+        lambda m: copy.deepcopy(m.bfloat16()).float(),
+        lambda m: m.apply(lambda part: part.bfloat16()).float(),
+        lambda m: m.type(torch.bfloat16).float(),
+    ],
+)
+def test_a_trip_through_another_type_leaves_ropes_tables_as_they_were(trip, tmp_path):
+    """Equal weights, equal logits: whatever the model was in between."""
+    config = dataclasses.replace(SMALL, block_size=512, dropout=0.0)
+    travelled = trip(make(config))
+    save_file(travelled.state_dict(), tmp_path / "model.safetensors")
+    fresh = SmolLM2(config).eval()
+    fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    for table in ("cos", "sin"):
+        ours, exact = (getattr(m.model.layers[0].self_attn.rope, table) for m in (travelled, fresh))
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, exact)
+    ids = torch.randint(SMALL.vocab_size, (1, 400))
+    assert torch.equal(travelled(ids)[0], fresh(ids)[0])
+
+
+def test_ropes_tables_are_exact_in_16_bits_too():
+    rope = smol_scratch.model.RotaryPositionalEmbedding(8, 8192).bfloat16()
+    assert torch.equal(rope.cos, smol_scratch.model.RotaryPositionalEmbedding(8, 8192).cos)
+    x = torch.randn(1, 1, 1, 8).bfloat16()
+    assert rope(x, 8191).dtype == torch.bfloat16
+    # Rounded once, at the end.
+    assert torch.equal(rope(x, 8191), rope(x.float(), 8191).bfloat16())
+
+
+def test_ropes_tables_move_with_the_model():
+    with torch.device("meta"):
+        model = SmolLM2(SMALL)
+    rope = model.model.layers[0].self_attn.rope
+    assert rope.cos.device.type == "meta"
+    model.to_empty(device="cpu")
+    assert (rope.cos.device.type, rope.sin.dtype) == ("cpu", torch.float32)
+    moved = SmolLM2(SMALL).to("meta", torch.bfloat16)
+    assert moved.model.layers[0].self_attn.rope.sin.device.type == "meta"
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_a_loss_without_a_target_that_counts_is_nan_as_documented(accelerated):
+    model, ids = make(), tokens()
+    if accelerated:
+        fast.accelerate(model)
+    for kind in (model, model.bfloat16()):
+        assert kind(ids, torch.full_like(ids, -100))[1].isnan()
+    assert "nan where none does" in SmolLM2.forward.__doc__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"idx": [[1, 2]]}, TypeError, "idx=list, targets=NoneType: must be tensors"),
+        ({"idx": "To be"}, TypeError, "idx=str"),
+        ({"idx": None}, TypeError, "idx=NoneType"),
+        ({"targets": [[1, 2]]}, TypeError, "targets=list: must be tensors"),
+        ({"cache": []}, TypeError, "cache=list: must be a KVCache"),
+        ({"targets": torch.ones(2, 13)}, ValueError, "targets of type torch.float32: must be"),
+        ({"targets": tokens().int()}, ValueError, "targets of type torch.int32: must be"),
+        ({"idx": tokens().to(torch.uint8)}, ValueError, "type torch.uint8: must be"),
+        ({"idx": tokens().bool()}, ValueError, "type torch.bool: must be"),
+        ({"targets": torch.full((2, 13), 61)}, IndexError, "Target 61 is out of bounds"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        make()(**({"idx": tokens()} | arguments))

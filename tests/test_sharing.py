@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import gguf as gguf_format
 import huggingface_hub
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -28,9 +29,11 @@ from smol_scratch import (
     load_tokenizer,
     to_transformers,
 )
-from smol_scratch.generation import chat_prompt
+from smol_scratch.generation import chat_prompt, stop_tokens, stream_text
+from smol_scratch.gguf_file import read_gguf
 from smol_scratch.hub import load_walkthrough_checkpoint, write_model_files
 from smol_scratch.sharing import export_gguf, export_pretrained, push_to_hub
+from smol_scratch.tokenizer import SmolLM2Tokenizer, tokenizer_for
 from tests.checks import SMALL, randomise
 from tests.test_package import python
 
@@ -491,13 +494,68 @@ def greedy(model: SmolLM2, ids: list[int], new: int) -> list[int]:
     return ids
 
 
+def q8_0(weight: torch.Tensor) -> bytes:
+    """llama.cpp's blocks, written down plainly: a float16 step, then 32 multiples of it."""
+    blocks = weight.float().reshape(-1, 32).numpy()
+    step = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    with np.errstate(divide="ignore"):
+        steps = blocks * np.where(step > 0, np.float32(1) / step, np.float32(0))
+    whole = np.where(steps < 0, np.ceil(steps - 0.5), np.floor(steps + 0.5))  # halves outwards
+    stored = [step.astype("<f2").view(np.uint8), whole.astype(np.int8).view(np.uint8)]
+    return np.concatenate(stored, axis=-1).tobytes()
+
+
+@pytest.fixture(scope="module")
+def real_q8_0(real_model, tokenizer, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("real") / "real.gguf"
+    return export_gguf(real_model, path, "q8_0", tokenizer=tokenizer)
+
+
+def test_all_tensors_of_a_q8_0_file_are_llama_cpps_bytes(real_model, real_q8_0):
+    """Its text need not be ours: llama.cpp rounds what goes into each product as well."""
+    stored = read_gguf(real_q8_0).tensors
+    assert len(stored) == 272
+    weights = real_model.state_dict()
+    for name, tensor in stored.items():
+        ours = hub._GGUF_OUTER.get(name)
+        if ours is None:
+            _, layer, part, _ = name.split(".")
+            ours = f"model.layers.{layer}.{hub._GGUF_BLOCK[part]}.weight"
+        weight = weights[ours]
+        if name.endswith(("attn_q.weight", "attn_k.weight")):
+            weight = hub.neighbours_from_halves(weight, real_model.config.head_dim)
+        expected = q8_0(weight) if weight.ndim == 2 else weight.numpy().tobytes()
+        assert tensor.data.tobytes() == expected, name
+        assert tensor.kind.name == ("Q8_0" if weight.ndim == 2 else "F32")
+
+
+LLAMA_CPP = "pip install llama-cpp-python (it builds for some minutes)"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["f32", "q8_0"])
-def test_llama_cpp_speaks_the_same(dtype, real_model, tokenizer, tmp_path):
-    llama_cpp = pytest.importorskip(
-        "llama_cpp", reason="pip install llama-cpp-python (it builds for some minutes)"
-    )
-    path = export_gguf(real_model, tmp_path / "real.gguf", dtype, tokenizer=tokenizer)
+def test_llama_cpps_own_quantiser_writes_the_same_tensors(
+    real_model, real_q8_0, tokenizer, tmp_path
+):
+    llama_cpp = pytest.importorskip("llama_cpp", reason=LLAMA_CPP)
+    full = export_gguf(real_model, tmp_path / "f32.gguf", "f32", tokenizer=tokenizer)
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    theirs = tmp_path / "q8_0.gguf"
+    names = str(full).encode(), str(theirs).encode()
+    assert llama_cpp.llama_model_quantize(*names, settings) == 0
+    ours, made = read_gguf(real_q8_0), read_gguf(theirs)
+    assert ours.tensors.keys() == made.tensors.keys()
+    for name, tensor in made.tensors.items():
+        assert (tensor.kind, tensor.shape) == (ours.tensors[name].kind, ours.tensors[name].shape)
+        assert tensor.data.tobytes() == ours.tensors[name].data.tobytes(), name
+    for field in ("general.file_type", "general.quantization_version"):
+        assert ours.fields[field] == made.fields[field]
+
+
+@pytest.mark.slow
+def test_llama_cpp_speaks_the_same_in_full_precision(real_model, tokenizer, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason=LLAMA_CPP)
+    path = export_gguf(real_model, tmp_path / "real.gguf", "f32", tokenizer=tokenizer)
     llama = llama_cpp.Llama(str(path), n_ctx=128, n_threads=2, verbose=False)
     strange = "a  1 in\n\n1984, 's \t é 中 👍"
     assert llama.tokenize(strange.encode(), add_bos=False) == tokenizer.encode(strange)
@@ -508,6 +566,179 @@ def test_llama_cpp_speaks_the_same(dtype, real_model, tokenizer, tmp_path):
     expected = tokenizer.decode(greedy(model, ids, 32)[len(ids) :])
     assert "<|" not in expected  # llama.cpp would stop there
     assert made == expected
+
+
+# Other people's models, and what others read of ours
+
+# Every field that the specification requires, or that llama.cpp cannot do without.
+FIELDS = {
+    "general.architecture": "llama",
+    "general.quantization_version": 2,
+    "llama.context_length": 192,
+    "llama.embedding_length": 96,
+    "llama.block_count": 2,
+    "llama.feed_forward_length": 160,
+    "llama.attention.head_count": 6,
+    "llama.attention.head_count_kv": 3,
+    "llama.attention.key_length": 32,
+    "llama.attention.value_length": 32,
+    "llama.rope.dimension_count": 32,
+    "llama.rope.freq_base": 123_456.0,
+    "llama.attention.layer_norm_rms_epsilon": np.float32(3e-4),
+    "llama.vocab_size": 224,
+}
+UNUSUAL = SmolLM2Config(
+    block_size=192, vocab_size=224, n_layer=2, n_head=6, n_kv_head=3, n_embd=96, head_dim=32,
+    intermediate_size=160, rope_theta=123_456.0, norm_eps=3e-4, tie_embeddings=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "file_type"), [("f32", 0), ("f16", 1), ("q8_0", 7)])
+def test_a_gguf_file_says_all_that_the_format_requires(dtype, file_type, tmp_path):
+    path = export_gguf(make(UNUSUAL), tmp_path / "strange.gguf", dtype)
+    written = {n: f.contents() for n, f in gguf_format.GGUFReader(path).fields.items()}
+    expected = FIELDS | {"general.name": "strange", "general.file_type": file_type}
+    assert {n: v for n, v in written.items() if not n.startswith("GGUF.")} == expected
+    assert gguf_format.LlamaFileType(file_type).name.endswith(dtype.upper())
+    config = dataclasses.replace(UNUSUAL, init_std=96**-0.5)  # a GGUF file does not know it
+    assert load_pretrained(path, quiet=True).config == config
+
+
+def test_a_matrix_that_fits_no_blocks_is_stored_in_float16_and_said(tmp_path, capsys):
+    config = dataclasses.replace(UNUSUAL, intermediate_size=80)
+    model = make(config)
+    loaded = load_pretrained(export_gguf(model, tmp_path / "w.gguf", "q8_0"), quiet=True)
+    said = capsys.readouterr().err
+    assert said == (
+        "w.gguf: 2 matrices are not as wide as whole blocks of 32 and were stored as f16, "
+        "model.layers.0.mlp.down_proj.weight the first\n"
+    )
+    kinds = {n: t.kind.name for n, t in read_gguf(tmp_path / "w.gguf").tensors.items()}
+    assert {n for n, kind in kinds.items() if kind == "F16"} == {
+        f"blk.{layer}.ffn_down.weight" for layer in range(2)
+    }
+    weights, state = model.state_dict(), loaded.state_dict()
+    assert torch.equal(state[DOWN], weights[DOWN].half().float())
+    export_gguf(make(UNUSUAL), tmp_path / "fits.gguf", "q8_0")
+    assert capsys.readouterr().err == ""
+
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def padded() -> SmolLM2:
+    torch.manual_seed(0)
+    return make(dataclasses.replace(TINY, vocab_size=49_216)).requires_grad_(False)
+
+
+def test_entries_without_a_token_survive_every_way(padded, tokenizer, tmp_path, tries):
+    folder = export_pretrained(padded, tmp_path / "padded", tokenizer=tokenizer)
+    path = export_gguf(padded, tmp_path / "padded.gguf", tokenizer=tokenizer)
+    for place in (folder, path):
+        loaded, own = load_pretrained(place, quiet=True), tokenizer_for(place, 49_216)
+        assert same_weights(loaded, padded)
+        assert (own.vocab_size, own.fingerprint) == (49_152, tokenizer.fingerprint)
+        text = "".join(stream_text(loaded, own, [1, 2, 3], 60, temperature=9.0))
+        assert tokenizer.encode(text)
+    fields = read_gguf(path).fields
+    assert fields["llama.vocab_size"] == len(fields["tokenizer.ggml.tokens"]) == 49_216
+    assert fields["tokenizer.ggml.tokens"][-1] == "[PAD49215]"
+    kinds = fields["tokenizer.ggml.token_type"]
+    assert (kinds[16], kinds[17], kinds[49_151], kinds[49_152:]) == (3, 1, 1, [5] * 64)
+    assert auto_model(folder).model.embed_tokens.weight.shape[0] == 49_216
+
+
+def test_a_token_that_was_added_goes_the_whole_way(tokenizer, tmp_path):
+    """The usual recipe for a pad token: resize the embedding, save, and use it elsewhere."""
+    folder = export_pretrained(make(TINY), tmp_path / "first", tokenizer=tokenizer)
+    theirs, words = auto_model(folder), auto_tokenizer(folder)
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    theirs.resize_token_embeddings(len(words))
+    theirs.save_pretrained(tmp_path / "added")
+    words.save_pretrained(tmp_path / "added")
+    model = load_pretrained(tmp_path / "added", quiet=True)
+    own = tokenizer_for(tmp_path / "added", model.config.vocab_size)
+    assert (model.config.vocab_size, own.vocab_size) == (49_153, 49_153)
+    assert own.names["pad_token"] == "[PAD]"
+    path = export_gguf(model, tmp_path / "a.gguf", tokenizer=own)
+    fields = read_gguf(path).fields
+    assert fields["tokenizer.ggml.tokens"][-1] == "[PAD]"
+    assert fields["tokenizer.ggml.padding_token_id"] == 49_152
+    assert (
+        load_tokenizer(path).encode("a[PAD]") == own.encode("a[PAD]") == words("a[PAD]").input_ids
+    )
+    again = export_pretrained(model, tmp_path / "again", tokenizer=own)
+    assert auto_tokenizer(again).pad_token_id == 49_152
+
+
+OTHER = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}"
+    "{% endfor %}"
+)
+
+
+def test_how_a_model_is_spoken_with_survives_every_way(tokenizer, tmp_path):
+    """Template, its names for tokens, and what ends an answer: not SmolLM2's, but its own."""
+    names = {"bos_token": "<file_sep>", "eos_token": "<filename>", "pad_token": "<gh_stars>"}
+    number = {name: tokenizer.special_tokens[token] for name, token in names.items()}
+    templates = {"default": OTHER, "tool_use": OTHER + "{{ tools }}"}
+    own = SmolLM2Tokenizer(
+        tokenizer.backend, chat_templates=templates, names=names, end_ids=[number["eos_token"], 9]
+    )
+    model = make()
+    model.chat_template = OTHER
+    folder = export_pretrained(model, tmp_path / "own", tokenizer=own)
+    path = export_gguf(model, tmp_path / "own.gguf", tokenizer=own)
+    text = "<file_sep>[user] Hi<filename>"
+    for place in (folder, path):
+        again = load_tokenizer(place)
+        assert load_pretrained(place, quiet=True).chat_template == OTHER
+        assert again.chat_templates == templates
+        assert {name: again.names[name] for name in names} == names
+        assert stop_tokens(again) == (0, 2, number["eos_token"], 9)
+        assert again.decode(chat_prompt(again, "Hi")) == text
+    theirs = auto_tokenizer(folder)
+    turns = [{"role": "user", "content": "Hi"}]
+    assert theirs.apply_chat_template(turns, tokenize=False) == text
+    assert theirs.eos_token_id == number["eos_token"]
+    assert auto_model(folder).generation_config.eos_token_id == [number["eos_token"], 9]
+    # Weights that give no answers are not told to end as answers do.
+    base = export_pretrained(make(), tmp_path / "base", tokenizer=own)
+    assert auto_tokenizer(base).eos_token_id == auto_model(base).config.eos_token_id == 0
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_a_wrapped_model_is_exported_as_itself(wrap, tiny, tmp_path):
+    wrapped = wrap(tiny)
+    folder = export_pretrained(wrapped, tmp_path / "mine")
+    assert same_weights(load_pretrained(folder, quiet=True), tiny)
+    path = export_gguf(wrapped, tmp_path / "mine.gguf")
+    assert same_weights(load_pretrained(path, quiet=True), tiny)
+    (tmp_path / "state").mkdir()
+    write_model_files(wrapped.state_dict(), tiny.config, tmp_path / "state")
+    assert same_weights(load_pretrained(tmp_path / "state", quiet=True), tiny)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": "x"}, TypeError, "model=str: must be a SmolLM2"),
+        ({"model": None}, TypeError, "model=NoneType: must be a SmolLM2"),
+        ({"tokenizer": "x"}, TypeError, "tokenizer=str: must be a SmolLM2Tokenizer"),
+        ({"dtype": torch.int8}, ValueError, "dtype=torch.int8: must be torch.float32"),
+        ({"dtype": "bfloat16"}, ValueError, "dtype='bfloat16': must be"),
+        ({"dtype": 16}, ValueError, "dtype=16: must be"),
+    ],
+)
+def test_exports_with_wrong_arguments_are_named(options, error, message, tmp_path):
+    given = {"model": make(SMALL)} | options
+    with pytest.raises(error, match=message):
+        export_pretrained(given.pop("model"), tmp_path / "mine", **given)
+    given = {"model": make(SMALL)} | options
+    with pytest.raises(error, match=message.replace("torch.float32", "one of")):
+        export_gguf(given.pop("model"), tmp_path / "mine.gguf", **given)
+    assert not content(tmp_path)
 
 
 # Old .pt files
@@ -551,7 +782,18 @@ def layouts(weights: dict, config: SmolLM2Config) -> dict[str, object]:
         "model_state_dict": {"model_state_dict": weights, "config": dataclasses.asdict(config)},
         "state_dict": {"epoch": 1, "state_dict": weights | rope},
         "bare": weights,
-        "compiled": {"model": {f"_orig_mod.{name}": t for name, t in weights.items()}},
+        **{
+            front: {"model": {front + name: t for name, t in weights.items()}}
+            for front in (
+                "_orig_mod.",
+                "module.",
+                "module._orig_mod.",
+                "_orig_mod.module.",
+                "module.module.",
+                "model.",
+            )
+        },
+        "frequencies": weights | {"_orig_mod.model.layers.1.self_attn.rope.cos": torch.ones(2, 2)},
         "head twice": weights | {"lm_head.weight": weights[EMBEDDING].clone()},
     }
 
@@ -605,6 +847,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         ({"net": {}, "iteration": 3}, "no weights under a known name; found: net, iteration"),
         ({"model": [1, 2], "step": 3}, "no weights under a known name; found: model, step"),
         (torch.zeros(3), "no weights under a known name; found: Tensor"),
+        ({1: torch.zeros(3)}, "no weights under a known name; found: 1"),
+        ({"model": {2: torch.zeros(3)}}, "no weights under a known name; found: model"),
         ({"model": {}, "config": {"n_layers": 2}}, "config cannot be read.*n_layers"),
     ],
 )
@@ -613,6 +857,12 @@ def test_another_layout_is_named(stored, message, tmp_path):
     with pytest.raises(assets.CorruptAssetError, match=message) as error:
         load_walkthrough_checkpoint(tmp_path / "checkpoint.pt")
     assert "checkpoint.pt" in str(error.value)
+
+
+def test_a_configuration_of_the_wrong_type_is_named(tmp_path):
+    torch.save(make(SMALL).state_dict(), tmp_path / "checkpoint.pt")
+    with pytest.raises(TypeError, match=r"config=\{'n_layer': 2\}: must be a SmolLM2Config"):
+        load_walkthrough_checkpoint(tmp_path / "checkpoint.pt", {"n_layer": 2})
 
 
 def test_tensors_of_another_shape_are_named(tmp_path):
