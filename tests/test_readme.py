@@ -108,7 +108,10 @@ def test_the_sample_is_a_notebooks_output():
 def test_one_address():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     address = project["urls"]["Repository"]
-    assert f"pip install git+{address}" in README
-    assert address in (ROOT / "CITATION.cff").read_text("utf-8")
-    if "OWNER" in address:
-        assert "placeholder address until the owner sets `Repository`" in README
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    if notebook.PLACEHOLDER in address:
+        assert "has no public home yet" in README
+        assert notebook.PLACEHOLDER not in README + citation
+    else:
+        assert f"pip install git+{address}" in README
+        assert f"repository-code: {address}" in citation

@@ -3,7 +3,7 @@
 ``python -m smol_scratch.course.notebook run`` executes all notebooks into ``build/notebooks`` and
 compares their outputs with the committed ones (``one``: a single notebook, in this process);
 ``portable`` does so as other machines would; ``refresh`` executes them in place; ``address`` writes
-the repository's address from pyproject.toml into badges and set-up cells.
+what is common into them: badge and set-up cell with the address from pyproject.toml, questions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from smol_scratch import assets
-from smol_scratch.course import pictures
+from smol_scratch.course import pictures, questions
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -39,6 +39,8 @@ MADE_WITH_TORCH = "2.13"
 NAME = "python -m smol_scratch.course.notebook"
 ROOT = assets.ROOT
 IGNORE = "nbval-ignore-output"
+# Stands in pyproject.toml for the owner until the repository has a home: no link leads there.
+PLACEHOLDER = "OWNER"
 
 
 def setup() -> None:
@@ -159,7 +161,25 @@ def repository() -> str:
 
 
 def set_up_cell(address: str) -> str:
-    """Return the source of the set-up cell, the same in every notebook."""
+    """Return the source of the set-up cell, the same in every notebook.
+
+    As long as the repository has no home, nothing can be installed from there.
+    """
+    if PLACEHOLDER in address:
+        return """\
+import sys
+from importlib.util import find_spec
+
+needed = ("smol_scratch", "transformers", "matplotlib")
+if missing := [name for name in needed if find_spec(name) is None]:
+    raise ModuleNotFoundError(
+        f"this kernel ({sys.executable}) has no {missing[0]}. Choose the kernel of "
+        "the environment that README.md sets up, or start with `make lab`"
+    )
+
+from smol_scratch.course.notebook import setup
+
+setup()"""
     return f"""\
 import os
 import sys
@@ -188,7 +208,9 @@ setup()"""
 
 
 def badge(address: str, name: str) -> str:
-    """Return the Markdown of a notebook's Colab badge."""
+    """Return the Markdown of a notebook's Colab badge; none while the repository has no home."""
+    if PLACEHOLDER in address:
+        return ""
     place = address.removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{place}/blob/main/notebooks/{name}"
     image = "https://colab.research.google.com/assets/colab-badge.svg"
@@ -213,8 +235,10 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
     for number, cell in enumerate(notebook.cells, start=1):
         cell["id"] = f"cell-{number:02d}"
-        kept = ("tags", "figure")
+        kept = ("tags", "figure", "jupyter")
         cell.metadata = {key: cell.metadata[key] for key in kept if key in cell.metadata}
+        if "set-up" in cell.metadata.get("tags", []):
+            cell.metadata["jupyter"] = {"source_hidden": True}  # folded: not what is read first
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -427,6 +451,7 @@ def refresh(paths: list[Path]) -> None:
     """Execute notebooks in place, redraw ``figures/``, and say which outputs changed."""
     for path in paths:
         committed, notebook = read(path), cleared(read(path))
+        complete(notebook, path.name, repository())
         seconds = execute(notebook, path.stem)
         changed = differences(committed, notebook)
         write(notebook, path)
@@ -447,21 +472,38 @@ def marked_pictures(notebook: NotebookNode) -> dict[str, bytes]:
     }
 
 
+def complete(notebook: NotebookNode, name: str, address: str) -> None:
+    """Write into a notebook what is common to all: set-up cell, badge, and its questions."""
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "set-up" in tags:
+            cell.source = set_up_cell(address)
+        if questions.BEFORE in tags:
+            cell.source = questions.before(Path(name).stem)
+        if questions.AFTER in tags:
+            cell.source = questions.after(Path(name).stem)
+    first = notebook.cells[0]
+    title, _, rest = first.source.partition("\n")
+    rest = re.sub(r"\[!\[Open in Colab\].*?\)\]\(.*?\)", "", rest).strip()
+    first.source = "\n\n".join(part for part in (title, badge(address, name), rest) if part)
+
+
 def write_address(paths: list[Path], address: str, root: Path = ROOT) -> None:
-    """Write the repository's address into badges, set-up cells, README and CITATION.cff."""
-    for name, before in (("README.md", "pip install git+"), ("CITATION.cff", "repository-code: ")):
-        file = root / name
-        text = re.sub(rf"({re.escape(before)})\S+", rf"\g<1>{address}", file.read_text("utf-8"))
-        assets.write_atomically(file, text.encode())
+    """Write the repository's address into badges, set-up cells, README and CITATION.cff.
+
+    With the placeholder, take it out again: a link that leads nowhere is worse than none.
+    """
+    home = PLACEHOLDER not in address
+    readme, citation = root / "README.md", root / "CITATION.cff"
+    install = f"pip install git+{address}" if home else "pip install .    # in the checkout"
+    text = re.sub(r"^pip install (git\+|\.  ).*$", install, readme.read_text("utf-8"), flags=re.M)
+    assets.write_atomically(readme, text.encode())
+    text = re.sub(r"^repository-code: .*\n", "", citation.read_text("utf-8"), flags=re.M)
+    text += f"repository-code: {address}\n" if home else ""
+    assets.write_atomically(citation, text.encode())
     for path in paths:
         notebook = read(path)
-        for cell in notebook.cells:
-            if "Open in Colab" in cell.source:
-                cell.source = re.sub(
-                    r"\[!\[Open in Colab\].*?\)\]\(.*?\)", badge(address, path.name), cell.source
-                )
-            if "set-up" in cell.metadata.get("tags", []):
-                cell.source = set_up_cell(address)
+        complete(notebook, path.name, address)
         write(notebook, path)
 
 
@@ -492,7 +534,7 @@ def main(arguments: list[str] | None = None) -> int:
         refresh(paths)
     else:
         write_address(paths, repository())
-        print(f"{len(paths)} notebooks now point to {repository()}")
+        print(f"{len(paths)} notebooks have the set-up cell and badge for {repository()}")
     return 0
 
 
