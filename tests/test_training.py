@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import importlib.machinery
 import itertools
 import json
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +43,7 @@ from smol_scratch.training import (
     RunOptions,
     TrainingState,
     make_optimizer,
+    token_sha256,
     train,
     train_step,
 )
@@ -563,6 +566,13 @@ def test_texts_that_are_too_short_are_named():
 
 
 # The run
+
+
+@pytest.mark.parametrize("form", [np.array, torch.from_numpy, np.ndarray.tolist, np.uint16])
+def test_the_hash_of_a_text_is_that_of_all_its_tokens_in_order(form):
+    tokens = np.arange((1 << 22) + 3) % 49_152  # more than one piece is hashed at once
+    expected = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
+    assert token_sha256(form(tokens)) == expected
 
 
 def test_step_checkpoints_are_removed_but_for_the_latest(tmp_path):

@@ -1,0 +1,52 @@
+import torch
+import torch.nn.functional as F
+
+
+def surprise(logits, targets):
+    kept = targets != -100
+    return F.cross_entropy(logits[kept], targets[kept])
+
+
+def from_softmax(logits, targets):
+    kept = targets != -100
+    weights = logits[kept].exp()
+    chosen = weights.gather(1, targets[kept, None]) / weights.sum(1, keepdim=True)
+    return -chosen.log().mean()
+
+
+def over_all(logits, targets):
+    safe = targets.clamp(min=0)
+    each = F.cross_entropy(logits, safe, reduction="none") * (targets != -100)
+    return each.mean()
+
+
+def counted_as_the_last(logits, targets):
+    return -logits.log_softmax(-1)[torch.arange(len(targets)), targets.clamp(min=-1)].mean()
+
+
+WRONG = {
+    "check_rows": [
+        ((12, 49_152), "untied, 12 is not it"),
+        ((9, 9), "tied, 9 is not it"),
+        ((9, 12), "tied, 12 is not it"),
+        ((49_152, 49_152), "untied, 49152 is not it"),
+        (9, "two numbers in brackets"),
+    ],
+    "check_cross_entropy": [
+        (lambda z, y: -surprise(z, y), "the sign"),
+        (lambda z, y: F.cross_entropy(z, y, reduction="sum"), "this is the sum"),
+        (lambda z, y: F.cross_entropy(z, y, reduction="none"), "return one number"),
+        (lambda z, y: surprise(z / 2, y), "on six random tokens"),
+        (from_softmax, "wrong for logits in the thousands"),
+        (over_all, "the mean must be over the other four"),
+        (counted_as_the_last, "the mean must be over the other four"),
+        (lambda z, y: -z.log_softmax(-1).gather(1, y[:, None]).mean(), "a target of -100"),
+    ],
+    "check_start": [
+        (0.02, "nats above ln V, not 1"),
+        (0.1, "nats above ln V, not 1"),
+        (0.2, "nats above ln V, not 1"),
+        (2.0, "out of question"),
+        (-0.14, "out of question"),
+    ],
+}
