@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
-# name: (left, bottom, width, height, label, colour). The stream of data runs from left to right.
+# name: (left, bottom, width, height, label, colour). The residual stream runs from left to right.
 _PARTS = {
-    "tokens": (0.0, 0.75, 1.0, 0.9, "text\n→ tokens", "other"),
-    "embedding": (1.25, 0.75, 1.35, 0.9, "embedding\n49,152 × 576", "embedding"),
-    "norm1": (3.22, 0.85, 1.05, 0.7, "RMSNorm", "norm"),
-    "attention": (4.5, 0.4, 1.5, 1.15, "grouped-query\nattention", "attention"),
-    "rope": (4.72, 0.5, 1.06, 0.36, "RoPE", "query"),
-    "norm2": (6.78, 0.85, 1.05, 0.7, "RMSNorm", "norm"),
-    "mlp": (8.05, 0.85, 1.05, 0.7, "SwiGLU", "mlp"),
-    "norm3": (10.3, 0.85, 1.05, 0.7, "RMSNorm", "norm"),
-    "head": (11.6, 0.75, 1.25, 0.9, "head =\nembedding", "embedding"),
-    "logits": (13.15, 0.75, 1.0, 0.9, "logits\n→ text", "other"),
+    "tokens": (0.0, 0.75, 1.9, 0.9, "text\n→ tokens", "other"),
+    "embedding": (0.0, 2.75, 1.9, 0.9, "embedding\n49,152 × 576", "embedding"),
+    "norm1": (2.75, 1.35, 1.45, 0.8, "RMSNorm", "norm"),
+    "attention": (4.5, 0.75, 1.75, 1.7, "grouped-\nquery\nattention", "attention"),
+    "rope": (4.72, 0.87, 1.31, 0.48, "RoPE", "query"),
+    "norm2": (7.05, 1.35, 1.45, 0.8, "RMSNorm", "norm"),
+    "mlp": (8.8, 1.35, 1.4, 0.8, "SwiGLU", "mlp"),
+    "norm3": (11.35, 2.8, 1.35, 0.8, "RMSNorm", "norm"),
+    "head": (13.1, 2.75, 1.9, 0.9, "head: the\nembedding", "embedding"),
+    "logits": (13.1, 0.75, 1.9, 0.9, "logits →\nnext token", "other"),
 }
 # What a notebook lights up.
 _LIT = {
@@ -32,6 +33,7 @@ _LIT = {
     "model": tuple(_PARTS),
     "tokens": ("tokens",),
 }
+_STREAM = 3.2  # height of the residual stream
 
 
 def model_map(lit: str, done: Collection[str] = ()) -> Figure:
@@ -49,50 +51,80 @@ def model_map(lit: str, done: Collection[str] = ()) -> Figure:
             raise ValueError(f"{part!r}: must be one of {', '.join(_LIT)}")
     bright = set(_LIT[lit])
     framed = {name for part in done for name in _LIT[part]} - bright
-    figure, ax = new_figure(figsize=(9.4, 1.95))
-    ax.set(xlim=(-0.1, 14.25), ylim=(-0.05, 2.75), aspect="equal")
+    figure, ax = new_figure(figsize=(8.6, 2.75))
+    ax.set(xlim=(-0.1, 15.1), ylim=(-0.55, 4.15), aspect="equal")
     ax.axis("off")
+    _block(ax)
     line = COLOURS["residual"]
-    # The residual stream, and the two places where a block adds to it.
-    ax.plot([2.55, 11.6], [2.15, 2.15], color=line, linewidth=2.4, solid_capstyle="round")
-    ax.plot([2.6, 2.85], [1.2, 2.15], color=line, linewidth=1.4)
-    ax.text(2.95, 2.32, "residual stream, 576 wide", fontsize=9, color=line, va="bottom")
-    for left, right, parts in ((3.1, 6.35, (4.27, 4.5, 6.0)), (6.65, 9.4, (7.83, 8.05, 9.1))):
-        ax.annotate(
-            "", (left + 0.13, 1.2), (left, 2.15), arrowprops={"arrowstyle": "-|>", "color": line}
-        )
-        ax.plot(parts[:2], [1.2, 1.2], color=line, linewidth=1.2)
-        ax.annotate(
-            "", (right, 2.08), (parts[2], 1.2), arrowprops={"arrowstyle": "-|>", "color": line}
-        )
-        ax.text(right, 2.15, "+", ha="center", va="center", fontsize=13, zorder=5,
-                bbox={"boxstyle": "circle,pad=0.08", "fc": "white", "ec": line})  # fmt: skip
-    for start, end in ((1.0, 1.25), (11.35, 11.6), (12.85, 13.15)):
-        ax.annotate("", (end, 1.2), (start, 1.2), arrowprops={"arrowstyle": "-|>", "color": line})
-    ax.annotate("", (10.3, 1.2), (9.95, 2.15), arrowprops={"arrowstyle": "-|>", "color": line})
-    ax.plot([9.95, 11.6], [2.15, 2.15], color="white", linewidth=4)  # the stream ends here
-    block = FancyBboxPatch(
-        (2.95, 0.12), 6.75, 2.12, boxstyle="round,pad=0.04,rounding_size=0.15",
-        fill=False, edgecolor=line, linestyle=(0, (4, 3)), linewidth=1.2,
-    )  # fmt: skip
-    ax.add_patch(block)
-    ax.text(9.66, 0.2, "× 30", ha="right", va="bottom", fontsize=11, color=line)
-    for name, (left, bottom, width, height, label, colour) in _PARTS.items():
-        on = name in bright
+    ax.plot([1.9, 11.0], [_STREAM] * 2, color=line, linewidth=3.2, zorder=3)
+    ax.text(4.3, _STREAM + 0.12, "residual stream: 576 numbers per token", fontsize=9.5, color=line,
+            va="bottom")  # fmt: skip
+    for path in (
+        [(3.48, _STREAM), (3.48, 2.15)], [(4.2, 1.75), (4.5, 1.75)],
+        [(6.25, 1.75), (6.6, 1.75), (6.6, _STREAM - 0.22)],
+        [(7.78, _STREAM), (7.78, 2.15)], [(8.5, 1.75), (8.8, 1.75)],
+        [(10.2, 1.75), (10.45, 1.75), (10.45, _STREAM - 0.22)],
+        [(0.95, 1.65), (0.95, 2.75)], [(11.0, _STREAM), (11.35, _STREAM)],
+        [(12.7, _STREAM), (13.1, _STREAM)], [(14.05, 2.75), (14.05, 1.65)],
+    ):  # fmt: skip
+        _arrow(ax, path, line)
+    _arrow(ax, [(14.05, 0.75), (14.05, -0.25), (0.95, -0.25), (0.95, 0.75)], line, dashed=True)
+    ax.text(7.5, -0.25, "append the new token, and again", ha="center", va="center", fontsize=9.5,
+            color=line, bbox={"fc": "white", "ec": "none", "pad": 2})  # fmt: skip
+    for x in (6.6, 10.45):
+        ax.text(x, _STREAM, "+", ha="center", va="center", fontsize=12, zorder=5,
+                bbox={"boxstyle": "circle,pad=0.1", "fc": "white", "ec": line})  # fmt: skip
+    for name, part in _PARTS.items():
+        _box(ax, *part, lit=name in bright, built=name in framed, low=name == "attention")
+    names = ", ".join(sorted({_PARTS[name][4].replace("\n", " ") for name in bright}))
+    return describe(
+        figure,
+        "Map of the model. Text becomes tokens, each token a vector of 576 numbers in the residual "
+        "stream. Thirty blocks read from the stream and add to it: RMSNorm and grouped-query "
+        "attention with RoPE, then RMSNorm and SwiGLU. A last RMSNorm and the head give logits; "
+        "the token chosen from them is appended to the text, and all begins again. "
+        f"In colour: {'everything' if lit == 'model' else names}.",
+    )
+
+
+def _block(ax: Any) -> None:
+    """Draw the frame of a block, with the edges of others behind it."""
+    for shift in (0.3, 0.15, 0.0):
         ax.add_patch(
             FancyBboxPatch(
-                (left, bottom),
-                width,
-                height,
-                boxstyle="round,pad=0.0,rounding_size=0.12",
-                facecolor=COLOURS[colour] if on else "white",
-                edgecolor=COLOURS[colour] if on or name in framed else "#BBBBBB",
-                linewidth=2.0 if on or name in framed else 1.0,
+                (2.4 + shift, 0.45 + shift), 8.25, 3.25, facecolor="white", edgecolor="#777777",
+                boxstyle="round,pad=0.0,rounding_size=0.15", linewidth=1.1, zorder=1,
             )
+        )  # fmt: skip
+    ax.text(10.5, 0.55, "× 30", ha="right", va="bottom", fontsize=12, color=COLOURS["residual"])
+
+
+def _arrow(
+    ax: Any, path: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False
+) -> None:
+    """Draw a path of straight pieces that ends in an arrow head."""
+    style = "--" if dashed else "-"
+    *_, before, end = path
+    ax.plot(*zip(*path[:-1], before, strict=True), style, color=colour, linewidth=1.3, zorder=3)
+    ax.annotate("", end, before, zorder=3, arrowprops={
+        "arrowstyle": "-|>", "color": colour, "linewidth": 1.3, "linestyle": style,
+        "shrinkA": 0, "shrinkB": 0,
+    })  # fmt: skip
+
+
+def _box(
+    ax: Any, left: float, bottom: float, width: float, height: float, label: str, colour: str,
+    *, lit: bool, built: bool, low: bool,
+) -> None:  # fmt: skip
+    """Draw a part: filled and bold when it is today's, framed when it was built before."""
+    ax.add_patch(
+        FancyBboxPatch(
+            (left, bottom), width, height, boxstyle="round,pad=0.0,rounding_size=0.12",
+            facecolor=COLOURS[colour] + "4D" if lit else "white", zorder=4,
+            edgecolor=COLOURS[colour] if lit or built else "#AAAAAA",
+            linewidth=2.6 if lit else 2.0 if built else 1.0,
         )
-        high = bottom + height * (0.72 if name == "attention" else 0.5)
-        ax.text(left + width / 2, high, label, ha="center", va="center", fontsize=8,
-                color="white" if on else "#333333")  # fmt: skip
-        if name == "rope" and on:
-            ax.patches[-1].set_edgecolor("white")
-    return figure
+    )  # fmt: skip
+    middle = bottom + height * (0.66 if low else 0.5)  # RoPE stands in the lower half of attention
+    ax.text(left + width / 2, middle, label, ha="center", va="center", fontsize=9, zorder=5,
+            weight="bold" if lit else "normal")  # fmt: skip
