@@ -55,11 +55,11 @@ def setup() -> None:
     assets.fetch()
     from IPython import get_ipython
 
-    from smol_scratch.course.figures import use_style
+    from smol_scratch.course.figures import show_alternative_text, use_style
 
     if shell := get_ipython():
         shell.run_line_magic("matplotlib", "inline")  # show figures that no window holds
-        _show_alternative_text(shell)
+        show_alternative_text(shell)
     use_style()
     warnings.simplefilter("ignore", FutureWarning)  # of other libraries
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -72,18 +72,6 @@ def setup() -> None:
             f"The outputs below were made with torch {MADE_WITH_TORCH}; this is "
             f"{torch.__version__}, so last digits may differ."
         )
-
-
-def _show_alternative_text(shell: Any) -> None:
-    """Store each figure's alternative text beside its picture, where nbconvert looks for it."""
-    from IPython.core.pylabtools import print_figure
-
-    def picture(figure: Any) -> Any:
-        png, words = print_figure(figure, "png"), getattr(figure, "alternative_text", None)
-        return (png, {"alt": words}) if words else png
-
-    formatter = shell.display_formatter.formatters["image/png"]
-    formatter.for_type("matplotlib.figure.Figure", picture)
 
 
 # How far apart two right ways of computing the same thing may be, in units of the type's last place
@@ -272,6 +260,9 @@ def execute(notebook: NotebookNode, label: str = "") -> float:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _merged(cell.outputs)
+            for output in cell.outputs:
+                if picture := output.get("data", {}).get("image/png"):
+                    output["data"]["image/png"] = pictures.smaller(picture)
     return time.perf_counter() - start
 
 

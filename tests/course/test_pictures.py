@@ -15,7 +15,7 @@ from smol_scratch.course.figures import rmsnorm as figures_01
 from smol_scratch.course.figures import rope as figures_02
 from smol_scratch.course.figures import training as figures_10
 from smol_scratch.course.figures import use_style
-from smol_scratch.course.pictures import TOLERANCE, distance
+from smol_scratch.course.pictures import TOLERANCE, distance, smaller
 
 
 def png(figure: Figure) -> str:
@@ -189,3 +189,10 @@ def test_another_size_is_another_picture():
     before, figure = png(curves()), curves()
     figure.set_size_inches(7.3, 3.2)
     assert distance(before, png(figure)) == float("inf")
+
+
+def test_a_picture_packed_better_has_the_same_pixels():
+    picture = png(curves())
+    assert len(smaller(picture)) < len(picture)
+    assert distance(picture, smaller(picture)) == 0
+    assert smaller(smaller(picture)) == smaller(picture)

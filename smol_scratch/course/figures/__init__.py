@@ -5,6 +5,11 @@ the plots of one notebook each.
 """
 
 from smol_scratch.course.figures.overview import model_map
-from smol_scratch.course.figures.style import COLOURS, new_figure, use_style
+from smol_scratch.course.figures.style import (
+    COLOURS,
+    new_figure,
+    show_alternative_text,
+    use_style,
+)
 
-__all__ = ["COLOURS", "model_map", "new_figure", "use_style"]
+__all__ = ["COLOURS", "model_map", "new_figure", "show_alternative_text", "use_style"]

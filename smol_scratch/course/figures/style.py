@@ -67,6 +67,24 @@ def describe(figure: Figure, words: str) -> Figure:
     return figure
 
 
+def show_alternative_text(shell: Any) -> None:
+    """Let a notebook store each figure's alternative text where JupyterLab and nbconvert look.
+
+    Args:
+        shell: IPython's, after ``%matplotlib inline``, which would take the place of this again.
+    """
+    from IPython.core.pylabtools import print_figure
+
+    def picture(figure: Figure) -> Any:
+        png, words = (
+            print_figure(figure, "png", base64=True),
+            getattr(figure, "alternative_text", ""),
+        )
+        return (png, {"alt": words}) if words else png
+
+    shell.display_formatter.formatters["image/png"].for_type(Figure, picture)
+
+
 def new_figure(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """Make a figure that belongs to no window and is shown once, as a cell's last value.
 
