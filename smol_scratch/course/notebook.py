@@ -54,12 +54,13 @@ def setup() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     assets.fetch()
     from IPython import get_ipython
+    from IPython.core.pylabtools import print_figure
 
     from smol_scratch.course.figures import show_alternative_text, use_style
 
     if shell := get_ipython():
         shell.run_line_magic("matplotlib", "inline")  # show figures that no window holds
-        show_alternative_text(shell)
+        show_alternative_text(shell, print_figure)
     use_style()
     warnings.simplefilter("ignore", FutureWarning)  # of other libraries
     warnings.filterwarnings("ignore", message="IProgress not found")

@@ -46,9 +46,9 @@ def model_map(lit: str, done: Collection[str] = ()) -> Figure:
     Raises:
         ValueError: for a part that the map does not have.
     """
-    for part in (lit, *done):
-        if part not in _LIT:
-            raise ValueError(f"{part!r}: must be one of {', '.join(_LIT)}")
+    for known in (lit, *done):
+        if known not in _LIT:
+            raise ValueError(f"{known!r}: must be one of {', '.join(_LIT)}")
     bright = set(_LIT[lit])
     framed = {name for part in done for name in _LIT[part]} - bright
     figure, ax = new_figure(figsize=(8.6, 2.75))
@@ -74,8 +74,9 @@ def model_map(lit: str, done: Collection[str] = ()) -> Figure:
     for x in (6.6, 10.45):
         ax.text(x, _STREAM, "+", ha="center", va="center", fontsize=12, zorder=5,
                 bbox={"boxstyle": "circle,pad=0.1", "fc": "white", "ec": line})  # fmt: skip
-    for name, part in _PARTS.items():
-        _box(ax, *part, lit=name in bright, built=name in framed, low=name == "attention")
+    for part_name, part in _PARTS.items():
+        lit_up, built = part_name in bright, part_name in framed
+        _box(ax, *part, lit=lit_up, built=built, low=part_name == "attention")
     names = ", ".join(sorted({_PARTS[name][4].replace("\n", " ") for name in bright}))
     return describe(
         figure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
@@ -67,13 +68,13 @@ def describe(figure: Figure, words: str) -> Figure:
     return figure
 
 
-def show_alternative_text(shell: Any) -> None:
+def show_alternative_text(shell: Any, print_figure: Callable[..., Any]) -> None:
     """Let a notebook store each figure's alternative text where JupyterLab and nbconvert look.
 
     Args:
         shell: IPython's, after ``%matplotlib inline``, which would take the place of this again.
+        print_figure: IPython's, from a figure to its picture.
     """
-    from IPython.core.pylabtools import print_figure
 
     def picture(figure: Figure) -> Any:
         png, words = (
