@@ -35,12 +35,27 @@ SHA256 = {
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def one_line(text: str) -> str:
+    """Return a text as one line of print.
+
+    What a foreign file says may hold newlines, and signs that a terminal would obey.
+    """
+    line = " ".join(part.strip() for part in text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 class MissingAssetError(FileNotFoundError):
     """Something that is not here, with the ways to get it."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class CorruptAssetError(ValueError):
     """A file whose content is not what it must be."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def data_dir() -> Path:

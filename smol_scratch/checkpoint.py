@@ -193,9 +193,11 @@ def read_state(folder: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads((folder / STATE).read_text("utf-8"))
-        found = content["format"]
+        found = content["format"] if isinstance(content, dict) else type(content).__name__
         if found not in (FORMAT, OLDER):
-            raise assets.CorruptAssetError(f"{folder / STATE}: format {found!r}, not {FORMAT!r}")
+            raise assets.CorruptAssetError(
+                f"{folder / STATE}: format {found!r:.60}, not {FORMAT!r}"
+            )
         if content.pop("sha256", None) != _digest(content):
             raise assets.CorruptAssetError(
                 f"{folder / STATE} is damaged: its content does not have the SHA-256 that it "
@@ -208,13 +210,31 @@ def read_state(folder: Path) -> dict[str, Any]:
         for section in (fields, content["options"]):
             for name in {"ckpt", "save", "text", "metrics"} & set(section):
                 section[name] = None if section[name] is None else Path(section[name])
+        for name, kind in _CONTENT.items():
+            if type(content[name]) is not kind:
+                raise ValueError(f"{name}={content[name]!r:.60} must be of type {kind.__name__}")
+        if content["step"] < 0 or content["world_size"] < 1:
+            raise ValueError("no run has made fewer steps than 0, or has fewer processes than 1")
         content["config"] = TrainingConfig(**fields)
         content["options"] = RunOptions(**content["options"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, assets.CorruptAssetError):
             raise
         raise assets.CorruptAssetError(f"{folder / STATE} is damaged: {error!r}") from error
     return content
+
+
+# What a training state has, beside its format, recipe and options. Its SHA-256 says that it was not
+# damaged on the way, not that it was written by us.
+_CONTENT = {
+    "step": int,
+    "loader": dict,
+    "text_sha256": str,
+    "scaler": dict,
+    "param_groups": list,
+    "world_size": int,
+    "files": dict,
+}
 
 
 def load_checkpoint(
@@ -278,12 +298,20 @@ def load_checkpoint(
         folder / (name if name in content["files"] else Path(name).name)
         for name in (OPTIMIZER, GENERATORS)
     )
-    _set_moments(state, optimizer, content["param_groups"])
     state.loader.load_state_dict(content["loader"])
-    if state.precision.scaler and content["scaler"]:
-        state.scaler.load_state_dict(content["scaler"])
     state.step = content["step"]
-    _set_generators(state, load_file(generators))
+    try:
+        _set_moments(state, optimizer, content["param_groups"])
+        if state.precision.scaler and content["scaler"]:
+            state.scaler.load_state_dict(content["scaler"])
+        _set_generators(state, load_file(generators))
+    except assets.CorruptAssetError:
+        raise
+    except Exception as error:  # PyTorch raises whatever does not fit leads to
+        raise assets.CorruptAssetError(
+            f"{folder} does not hold the whole state of a run: {error!r}; go on from an earlier "
+            "checkpoint"
+        ) from error
     return state
 
 
@@ -302,10 +330,13 @@ def _set_moments(state: TrainingState, path: Path, groups: list[dict[str, Any]])
     shapes = {name: tuple(weight.shape) for name, weight in state.model.named_parameters()}
     if {name: tuple(parts["exp_avg"].shape) for name, parts in moments.items()} != shapes:
         raise assets.CorruptAssetError(f"{path} belongs to another model")
+    if sorted(name for group in groups for name in group["params"]) != sorted(shapes):
+        # PyTorch would pass over it.
+        raise ValueError("param_groups does not name each weight once")
     content: dict[str, Any] = {"state": moments, "param_groups": groups}
     options = StateDictOptions(full_state_dict=True)
     asked = [
-        {name: group[name] for name in ("weight_decay", "betas")}
+        {name: setting for name, setting in group.items() if name != "params"}
         for group in state.optimizer.param_groups
     ]
     set_optimizer_state_dict(state.model, state.optimizer, content, options=options)

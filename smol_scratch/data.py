@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from itertools import islice
 from operator import index as whole_number
@@ -386,13 +386,48 @@ def _read_index(folder: Path) -> dict[str, Any]:
         checked = json.loads(path.read_bytes())
         text = json.dumps(checked["content"])
         intact = checked["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         intact = False
     if not intact:
         raise assets.CorruptAssetError(f"{path} is damaged: delete the folder and write it again")
-    if checked["content"]["format"] != FORMAT:
-        raise ValueError(f"{path}: format {checked['content']['format']!r}, expected {FORMAT!r}")
-    return checked["content"]
+    content = checked["content"]
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path}: format {found!r:.60}, expected {FORMAT!r}")
+    if wrong := [name for name, whole in _INDEX.items() if not whole(content.get(name))]:
+        raise assets.CorruptAssetError(
+            f"{path}: {wrong[0]}={content.get(wrong[0])!r:.60} is not what write_shards writes: "
+            "delete the folder and write it again"
+        )
+    return content
+
+
+def _count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and value >= least
+
+
+def _whole_shard(shard: Any) -> bool:
+    """Say whether an entry of the index has all that is read of it."""
+    return (
+        isinstance(shard, dict)
+        and _count(shard.get("tokens"), 1)
+        and _count(shard.get("bytes"), 1)
+        and isinstance(shard.get("sha256"), str)
+        and isinstance(shard.get("source_sha256"), str)
+        and isinstance(shard.get("documents"), list)
+        and all(_count(start) and start < shard["tokens"] for start in shard["documents"])
+    )
+
+
+# What the index holds, and how to tell. Its SHA-256 says that nothing was damaged on the way, not
+# that it was written by us.
+_INDEX: dict[str, Callable[[Any], bool]] = {
+    "fingerprint": lambda value: isinstance(value, str),
+    "vocab_size": lambda value: _count(value, 1),
+    "eos_id": _count,
+    "complete": lambda value: type(value) is bool,
+    "shards": lambda value: isinstance(value, list) and all(map(_whole_shard, value)),
+}
 
 
 def _check_shard(folder: Path, number: int, shard: dict[str, Any], *, whole: bool = True) -> Path:
@@ -444,6 +479,8 @@ class TokenShards:
             )
         if not index["complete"]:
             raise ValueError(f"{self.folder} is unfinished: run write_shards again to go on")
+        if not index["shards"]:
+            raise assets.CorruptAssetError(f"{self.folder} holds no shard: write it again")
         self.vocab_size: int = index["vocab_size"]
         self.eos_id: int = index["eos_id"]
         self.fingerprint = fingerprint
@@ -480,7 +517,16 @@ class TokenShards:
     def _map(self, number: int) -> np.ndarray:
         if number not in self._maps:
             path = _check_shard(self.folder, number, self._shards[number])
-            self._maps[number] = np.load(path, mmap_mode="r", allow_pickle=False)
+            try:
+                stored = np.load(path, mmap_mode="r", allow_pickle=False)
+            except ValueError as error:
+                raise assets.CorruptAssetError(f"{path} holds no tokens: {error}") from error
+            if stored.dtype != np.uint16 or stored.shape != (self._shards[number]["tokens"],):
+                raise assets.CorruptAssetError(
+                    f"{path} holds {stored.dtype} of shape {stored.shape}, and the index speaks of "
+                    f"{self._shards[number]['tokens']:,} tokens in 16 bits: write it again"
+                )
+            self._maps[number] = stored
         return self._maps[number]
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -379,7 +378,9 @@ def load_walkthrough_checkpoint(path: str | Path, config: SmolLM2Config | None =
         raise assets.MissingAssetError(f"{path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler raises whatever damaged bytes lead to
         raise assets.CorruptAssetError(
             f"{path} is damaged, or holds more than tensors and plain values, which alone are safe "
             f"to unpickle: {error}"

@@ -17,6 +17,8 @@ from typing import Any
 
 import tyro
 
+from smol_scratch.assets import one_line
+
 OPTIONS = (tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes)
 
 
@@ -52,7 +54,7 @@ def manners(name: str) -> Iterator[None]:
 
 def with_flags(message: str) -> str:
     """Return an error in one line, with flags for Python's names: --top-p 2, not top_p=2."""
-    line = " ".join(message.split())
+    line = one_line(message)
     found = re.match(r"([a-z][a-z0-9_]*)=('[^']*'|[^\s:,]+)(?=[:,])", line)
     if found is None:
         return line

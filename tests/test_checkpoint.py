@@ -451,6 +451,50 @@ def test_a_file_of_another_model_is_refused(good, tmp_path, file):
         load_checkpoint(tmp_path / "c", TOKENS)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", "3"),
+        ("step", -1),
+        ("step", None),
+        ("world_size", 0),
+        ("loader", [0, 0, 81]),
+        ("loader", {}),
+        ("files", None),
+        ("text_sha256", 5),
+        ("scaler", []),
+        ("param_groups", {}),
+        ("param_groups", []),
+        ("param_groups", [{"params": ["model.norm.weight"]}]),
+        ("param_groups", [5]),
+        ("config", []),
+        ("options", {"keep": 0}),
+    ],
+)
+def test_a_whole_training_state_of_another_program_is_named(good, tmp_path, name, value):
+    """Its SHA-256 fits: then types and fields decide."""
+    shutil.copytree(good, tmp_path / "c")
+    change(tmp_path / "c")
+    load_checkpoint(tmp_path / "c", TOKENS)
+    content = json.loads((good / STATE).read_text("utf-8")) | {name: value}
+    content.pop("sha256")
+    content["sha256"] = _digest(content)
+    (tmp_path / "c" / STATE).write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match=r"damaged|whole state|state of a DataLoader") as error:
+        load_checkpoint(tmp_path / "c", TOKENS)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_another_program_stored_do_not_enter_the_run(good, tmp_path):
+    shutil.copytree(good, tmp_path / "c")
+    groups = json.loads((good / STATE).read_text("utf-8"))["param_groups"]
+    change(tmp_path / "c", param_groups=[group | {"maximize": True} for group in groups])
+    found, expected = (load_checkpoint(f, TOKENS).optimizer for f in (tmp_path / "c", good))
+    for group, right in zip(found.param_groups, expected.param_groups, strict=True):
+        assert group.keys() == right.keys()
+        assert group["maximize"] is right["maximize"] is False
+
+
 def test_a_folder_that_is_no_checkpoint(good, tmp_path):
     with pytest.raises(assets.MissingAssetError, match="nowhere: no such checkpoint folder"):
         load_checkpoint(tmp_path / "nowhere", TOKENS)
@@ -477,6 +521,7 @@ def test_a_folder_that_is_no_checkpoint(good, tmp_path):
         ({"block_size": 32}, "block_size=32: .* begun with 16"),
         ({"init_std": 0.03}, "init_std=0.03: .* begun with 0.02"),
         ({"preset": "tiny"}, "preset='tiny': .* begun with '135M'"),
+        ({"init": "other", "block_size": 1024}, "init='other': .* begun with None"),
     ],
 )
 def test_a_recipe_that_does_not_go_with_the_checkpoint(good, changes, reason):

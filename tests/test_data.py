@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 from dataclasses import dataclass, field
@@ -216,6 +217,46 @@ def folder(tmp_path):
 
 def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def signed(folder, **changes):
+    """Change an index, with a SHA-256 that fits: as another program's would be."""
+    content = json.loads((folder / "index.json").read_bytes())["content"] | changes
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    (folder / "index.json").write_text(json.dumps({"content": content, "sha256": digest}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shards", []),
+        ("shards", {}),
+        ("shards", [{}]),
+        ("shards", [{"tokens": 3, "bytes": 134, "sha256": "0", "source_sha256": "0"}]),
+        ("complete", None),
+        ("vocab_size", "128"),
+        ("eos_id", -1),
+        ("fingerprint", 5),
+        ("format", None),
+    ],
+)
+def test_an_index_of_another_program_is_named(folder, name, value):
+    signed(folder, **{name: value})
+    named = f"{name}=" if name != "format" else "format None"
+    with pytest.raises(ValueError, match=f"{named}|holds no shard"):
+        TokenShards(folder, "letters")
+
+
+@pytest.mark.parametrize("stored", [np.zeros(14, np.int64), np.zeros(3, np.uint16), b"no array"])
+def test_a_shard_that_holds_other_things_than_the_index_says_is_named(folder, stored):
+    path = folder / "shard-00000.npy"
+    path.write_bytes(stored) if isinstance(stored, bytes) else np.save(path, stored)
+    index = json.loads((folder / "index.json").read_bytes())["content"]
+    data = path.read_bytes()
+    index["shards"][0] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    signed(folder, shards=index["shards"])
+    with pytest.raises(assets.CorruptAssetError, match=r"shard-00000\.npy holds"):
+        TokenShards(folder, "letters")[:3]
 
 
 def test_shards_are_the_documents_with_an_end_each(folder):

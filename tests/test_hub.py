@@ -14,7 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from smol_scratch import SmolLM2, SmolLM2Config, assets, hub, load_pretrained, to_transformers
+from smol_scratch import (
+    SmolLM2,
+    SmolLM2Config,
+    assets,
+    hub,
+    load_pretrained,
+    to_transformers,
+    wrappers,
+)
 from smol_scratch.hub import (
     config_from_hf,
     config_to_hf,
@@ -236,6 +244,18 @@ def test_a_damaged_folder_is_named(file, damage, error, message, folder):
     assert str(folder) in str(raised.value)
 
 
+def test_a_foreign_name_cannot_write_to_the_terminal(folder):
+    """Newlines and signs that move its cursor are shown, not sent."""
+    rewrite(folder, **{"a\n\x1b[31m": torch.zeros(1)})
+    with pytest.raises(assets.CorruptAssetError, match=r"a \\x1b\[31m is unknown") as error:
+        load_pretrained(folder)
+    assert str(error.value).isprintable()
+    index = {"weight_map": {"a": "\x07\u2028.safetensors"}}
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(assets.MissingAssetError, match=r"\\x07 \.safetensors is missing"):
+        load_pretrained(folder)
+
+
 def test_a_tensor_in_two_files_is_named(folder):
     shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
     index = {"weight_map": {"a": "model.safetensors", "b": "other.safetensors"}}
@@ -290,7 +310,8 @@ def test_what_wrappers_put_within_the_names_is_taken_off(folder):
     """Blocks that were compiled or checkpointed one by one; and the model without its head."""
     before = load_pretrained(folder, quiet=True)
     tensors = load_file(folder / "model.safetensors")
-    for within in ("layers.1._orig_mod.", "layers.1._checkpoint_wrapped_module._orig_mod."):
+    inner = [*wrappers._NAMES, "_checkpoint_wrapped_module._orig_mod"]
+    for within in (f"layers.1.{name}." for name in inner):
         renamed = {n.replace("layers.1.", within): w for n, w in tensors.items()}
         save_file(renamed, folder / "model.safetensors")
         assert same(load_pretrained(folder, quiet=True), before)

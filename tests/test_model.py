@@ -202,17 +202,20 @@ def test_weights_survive_a_file_without_pickle(tmp_path):
     assert torch.equal(other(ids)[0], model(ids)[0])
 
 
-def test_the_cache_can_forget():
-    model, ids, other = make(), tokens(length=9), tokens(length=4)
-    cache = KVCache(SMALL, batch_size=2, max_length=13)
-    model(ids, cache=cache)
-    model(other, cache=cache)
-    cache.truncate(9)
-    again = model(other, cache=cache)[0]
-    fresh = KVCache(SMALL, batch_size=2, max_length=13)
-    model(ids, cache=fresh)
-    assert torch.equal(again, model(other, cache=fresh)[0])
-    assert (cache.length, cache.nbytes) == (13, 2 * 2 * 2 * 2 * 13 * 8 * 4)
+@pytest.mark.parametrize("kept", [0, 4, 9, 13])
+def test_the_cache_can_forget(kept):
+    """All of it, some, or nothing; then it goes on as one that never saw what was forgotten."""
+    model, pieces, others = make(), tokens(length=13).split((4, 5, 4), dim=1), tokens(length=5)
+    cache, fresh = (KVCache(SMALL, batch_size=2, max_length=18) for _ in range(2))
+    for piece in pieces:
+        model(piece, cache=cache)
+    cache.truncate(kept)
+    while fresh.length < kept:
+        piece, *pieces = pieces
+        model(piece, cache=fresh)
+    others = (others + 1) % SMALL.vocab_size  # other tokens than those forgotten
+    assert torch.equal(model(others, cache=cache)[0], model(others, cache=fresh)[0])
+    assert (cache.length, cache.nbytes) == (kept + 5, 2 * 2 * 2 * 2 * 18 * 8 * 4)
 
 
 # Errors name the value and the remedy
@@ -305,8 +308,9 @@ def test_a_full_or_foreign_cache_is_named_and_left_as_it_was():
         with pytest.raises(ValueError, match=message):
             model(ids, cache=cache)
         assert cache.length == 13
-    with pytest.raises(ValueError, match="length=14: must lie between 0 and the 13 stored"):
-        cache.truncate(14)
+    for length in (14, -1):
+        with pytest.raises(ValueError, match=f"length={length}: must lie between 0 and the 13"):
+            cache.truncate(length)
 
 
 # Other people's habits

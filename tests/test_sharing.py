@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -876,6 +877,12 @@ def test_a_damaged_or_absent_checkpoint_is_named(tmp_path):
     with pytest.raises(assets.MissingAssetError, match=r"checkpoint\.pt: no such file"):
         load_walkthrough_checkpoint(path)
     torch.save({"model": make(SMALL).state_dict()}, path)
+    whole = path.read_bytes()
+    for place in range(64, 900, 7):  # what the unpickler reads first; it raises as it likes
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        with contextlib.suppress(assets.CorruptAssetError):
+            load_walkthrough_checkpoint(path, SMALL)
+    path.write_bytes(whole)
     for kept in (0, 10, 5000):
         path.write_bytes(path.read_bytes()[:kept])
         with pytest.raises(assets.CorruptAssetError, match=r"checkpoint\.pt is damaged"):

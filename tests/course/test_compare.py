@@ -41,6 +41,7 @@ def test_exact_asks_for_bits(capsys):
 def test_a_bound_of_its_own(capsys):
     x = torch.ones(3)
     assert verdict(capsys, x, x + 0.01, within=0.02) == "✓ equal within 0.02"
+    assert verdict(capsys, x, x + 0.25, within=0.25) == "✓ equal within 0.25"
     assert verdict(capsys, x, x + 0.03, within=0.02) == "✗ different, by up to 0.03"
 
 
