@@ -1,7 +1,7 @@
 """Run the trainings that notebooks 04 and 05 compare, and write down how each one ended.
 
-``python -m benchmarks.record_races`` writes ``data/records/gate_race.csv`` and
-``data/records/wiring_race.csv``: a quarter of an hour on one core.
+``python -m benchmarks.record_races`` writes ``fit_race.csv``, ``gate_race.csv`` and
+``wiring_race.csv`` in ``data/records``: half an hour on one core.
 """
 
 from __future__ import annotations
@@ -20,11 +20,18 @@ from smol_scratch import assets
 from smol_scratch.course import races
 
 RECORDS = assets.ROOT / "data" / "records"
+# (kind, target, seed)
+FITS = list(itertools.product(races.FITS, races.TARGETS, range(12)))
 # (kind, width, rate, seed)
 GATES = list(itertools.product(races.GATES, (24, 48), (0.01, 0.02), range(12)))
 # (wiring, spread, rate, seed)
 SPREADS = {"0.18": 32**-0.5, "0.02": 0.02}
 WIRINGS = list(itertools.product(races.WIRINGS, SPREADS, (1e-3, 2e-3, 4e-3), range(3)))
+
+
+def fit(task: tuple[str, str, int]) -> list[object]:
+    torch.set_num_threads(1)
+    return [*task, f"{races.fit(*task)[1]:.4f}"]
 
 
 def gate(task: tuple[str, int, float, int]) -> list[object]:
@@ -57,6 +64,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RECORDS)
     chosen = parser.parse_args()
     with ProcessPoolExecutor(chosen.jobs) as pool:
+        rows = list(pool.map(fit, FITS))
+        write(chosen.out / "fit_race.csv", ["kind", "target", "seed", "error"], rows)
         rows = list(pool.map(gate, GATES))
         header = ["kind", "width", "rate", "seed", "held_out"]
         header += [f"to_{step}" for step in range(10, 201, 10)]

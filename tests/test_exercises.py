@@ -136,7 +136,7 @@ def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
         ("gqa.check_streamed", all_at_once, "keeps the keys or values"),
         ("gqa.check_streamed", without_maximum, "right for small scores"),
         ("gqa.check_reach", 12, "the window of four holds the token itself"),
-        ("swiglu.check_growth", 2, "the up value doubles"),
+        ("swiglu.check_growth", 2, "the up reading doubles"),
         ("block.check_routes", 8, "a block has two"),
         ("assembled.check_rows", (12, 49_152), "untied, 12 is not it"),
         ("assembled.check_rows", (9, 9), "tied, 9 is not it"),

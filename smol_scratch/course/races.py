@@ -6,6 +6,7 @@ by ``python -m benchmarks.record_races``, and the notebooks read the record and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,86 @@ class GELUMLP(nn.Module):
         return out
 
 
-GATES = {"SwiGLU": SwiGLU, "GELU": GELUMLP}
+class BilinearMLP(SwiGLU):
+    """A gate without a bend: the plain product of the two readings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map vectors (..., C) to (..., C)."""
+        out: Tensor = self.down_proj(self.gate_proj(x) * self.up_proj(x))
+        return out
+
+
+class BiasedSwiGLU(SwiGLU):
+    """SwiGLU with a bias behind each matrix; they start at zero, as those of GPT-2 do."""
+
+    def __init__(self, config: SmolLM2Config) -> None:
+        super().__init__(config)
+        for part in (self.gate_proj, self.up_proj, self.down_proj):
+            part.bias = nn.Parameter(torch.zeros(part.out_features))
+
+
+GATES = {"SwiGLU": SwiGLU, "GELU": GELUMLP, "bilinear": BilinearMLP, "biases": BiasedSwiGLU}
+
+
+# What a network of 28 parameters is to learn of two numbers a and b between -2 and 2.
+TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "product": lambda a, b: a * b,
+    "edge": lambda a, b: torch.where(a > 0, b, 0 * b),
+}
+_BENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ReLU": F.relu, "GELU": F.gelu, "SwiGLU": F.silu, "bilinear": lambda z: z
+}  # fmt: skip
+FITS = tuple(_BENDS)
+
+
+def grid() -> tuple[Tensor, Tensor]:
+    """Return a and b on 21 × 21 points, (b, a) each."""
+    side = torch.linspace(-2, 2, 21, dtype=torch.double)
+    b, a = torch.meshgrid(side, side, indexing="ij")
+    return a, b
+
+
+def fit(kind: str, target: str, seed: int, steps: int = 1000) -> tuple[Tensor, float]:
+    """Train a network of one hidden layer and 28 parameters to compute a function of two numbers.
+
+    ReLU and GELU: seven units read (a, b, 1) with three weights and write with one. SwiGLU and
+    bilinear: four units read it twice.
+
+    Args:
+        kind: a name of ``FITS``.
+        target: a name of ``TARGETS``.
+        seed: of the starting weights.
+        steps: of Adam, on all points of the grid at once.
+
+    Returns:
+        What it answers on the grid, (b, a), and its error: the root of the mean squared distance
+        from the target, as a share of the target's own root mean square.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    a, b = grid()
+    x = torch.stack([a, b, torch.ones_like(a)], -1)  # (b, a, 3)
+    gated = kind in ("SwiGLU", "bilinear")
+    units = 4 if gated else 7
+
+    def start(rows: int, columns: int) -> Tensor:
+        weights = torch.randn(rows, columns, generator=generator, dtype=torch.double)
+        return (weights / columns**0.5).requires_grad_()
+
+    gate, up, down = start(units, 3), start(units, 3), start(1, units)
+    weights = [gate, up, down] if gated else [gate, down]
+    optimizer = torch.optim.Adam(weights, lr=0.02)
+    want = TARGETS[target](a, b)
+    for step in range(steps + 1):
+        hidden = _BENDS[kind](x @ gate.T)
+        answer = ((hidden * (x @ up.T) if gated else hidden) @ down.T).squeeze(-1)
+        loss = (answer - want).pow(2).mean()
+        if step == steps:
+            break
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return answer.detach(), (loss.detach() / want.pow(2).mean()).sqrt().item()
 
 
 def characters() -> Tensor:
@@ -93,7 +173,8 @@ def gate_model(mlp: Callable[[SmolLM2Config], nn.Module], width: int, seed: int)
     model = SmolLM2(config)
     model.model.layers[0].mlp = mlp(config)
     for weight in model.model.layers[0].mlp.parameters():
-        nn.init.normal_(weight, std=config.init_std)
+        if weight.ndim == 2:
+            nn.init.normal_(weight, std=config.init_std)
     return model
 
 

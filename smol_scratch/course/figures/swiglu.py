@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Polygon, Rectangle
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
+from smol_scratch.course.figures.drawing import HIGH, arrow, box, canvas, cells
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
-# Below zero, zero, above zero; and nothing, much.
+# Below zero, zero, above zero.
 _SIGNED = LinearSegmentedColormap.from_list(
     "signed", [COLOURS["query"], "white", COLOURS["gate"]], N=256
 )
-_STRENGTH = LinearSegmentedColormap.from_list("strength", ["white", COLOURS["gate"]], N=256)
 _LINES = {
     "ReLU": (COLOURS["other"], ":"),
     "GELU": (COLOURS["key"], "--"),
@@ -22,46 +24,154 @@ _LINES = {
 }
 
 
-def walk(steps: Sequence[float], panels: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw one output number along a straight walk through the space of inputs.
+def _minus(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def anatomy(
+    x: Sequence[float], gate_row: Sequence[str], up_row: Sequence[str], down: Sequence[str],
+    gate: float, bent: float, up: float, product: float, written: Sequence[float],
+) -> Figure:  # fmt: skip
+    """Draw a whole SwiGLU, and below it one hidden channel with the numbers of the example.
 
     Args:
-        steps: how far along the walk.
-        panels: title to the output at each step.
+        x: the token's vector, two numbers.
+        gate_row: the channel's row of the gate matrix, as words.
+        up_row: its row of the up matrix.
+        down: its column of the down matrix.
+        gate: what the gate row reads.
+        bent: SiLU of it.
+        up: what the up row reads.
+        product: of the two.
+        written: what the channel adds to the output, two numbers.
     """
-    figure, axes = new_figure(1, len(panels), figsize=(7.5, 2.7))
-    colours = [COLOURS["residual"], COLOURS["other"], COLOURS["mlp"]]
-    for ax, (title, values), colour in zip(axes, panels.items(), colours, strict=True):
-        ax.plot(steps, values, color=colour)
-        ax.set(title=title, xlabel="steps along the walk")
-    axes[0].set_ylabel("one output number")
-    return figure
+    figure, ax = canvas(15, 8.6)
+    _whole(ax, 6.1)
+    ax.add_patch(
+        Polygon(
+            [(5.6, 6.05), (7.3, 6.05), (13.9, 4.55), (1.0, 4.55)], facecolor="#EEEEEE", zorder=0
+        )
+    )
+    ax.add_patch(Rectangle((0.1, 0.1), 14.8, 4.45, facecolor="#EEEEEE", zorder=0))
+    ax.text(7.1, 4.95, "one hidden channel", fontsize=11, ha="center", va="center",
+            weight="bold")  # fmt: skip
+    cells(ax, 0.4, 2.0, list(x), "residual")
+    ax.text(1.4, 1.65, "token x", ha="center", va="top", fontsize=10)
+    for bottom, row, colour, name in (
+        (3.1, gate_row, "gate", "row of gate"), (0.7, up_row, "up", "row of up")
+    ):  # fmt: skip
+        cells(ax, 3.5, bottom, list(row), colour)
+        ax.text(4.5, bottom + 0.72, name, ha="center", va="bottom", fontsize=10)
+        arrow(ax, (2.5, 2.3), (3.4, bottom + HIGH / 2))
+    cells(ax, 6.2, 3.1, [gate], "gate")
+    cells(ax, 6.2, 0.7, [up], "up")
+    box(ax, 7.7, 3.1, 1.2, "SiLU", "gate")
+    cells(ax, 9.4, 3.1, [bent], "gate")
+    arrow(ax, (5.6, 3.4), (6.15, 3.4))
+    arrow(ax, (5.6, 1.0), (6.15, 1.0))
+    arrow(ax, (7.2, 3.4), (7.65, 3.4))
+    arrow(ax, (8.9, 3.4), (9.35, 3.4))
+    _times(ax, 9.9, 2.3)
+    arrow(ax, (9.9, 3.1), (9.9, 2.62))
+    arrow(ax, (7.2, 1.0), (9.68, 2.1))
+    cells(ax, 10.7, 2.0, [product], "mlp")
+    arrow(ax, (10.15, 2.3), (10.65, 2.3))
+    cells(ax, 12.4, 3.1, list(down), "down")
+    ax.text(13.4, 3.82, "column of down", ha="center", va="bottom", fontsize=10)
+    arrow(ax, (11.7, 2.3), (12.35, 1.3))
+    arrow(ax, (13.4, 3.05), (13.4, 1.35))
+    cells(ax, 12.4, 0.7, [float(value) for value in written], "mlp")
+    ax.text(13.4, 0.62, "added to the output", ha="center", va="top", fontsize=10)
+    return describe(figure, """Anatomy of SwiGLU. Above: a token's 576 channels are widened twice
+        to 1,536, by gate and by up; the gate's reading passes SiLU, the two are multiplied channel
+        by channel, and down narrows them to 576. Below, one hidden channel with the numbers of
+        the example: two rows read, one column writes.""")  # fmt: skip
 
 
-def gate_curves(
+def _times(ax: Any, x: float, y: float) -> None:
+    ax.add_patch(Circle((x, y), 0.25, facecolor="white", edgecolor=COLOURS["mlp"], linewidth=1.6))
+    ax.text(x, y, "×", ha="center", va="center_baseline", fontsize=12)
+
+
+def _whole(ax: Any, bottom: float) -> None:
+    """Draw the three matrices between vectors, as bars whose length is their width."""
+    mid = bottom + 1.2
+    ax.add_patch(Rectangle((0.5, mid - 0.45), 0.35, 0.9, facecolor=COLOURS["residual"]))
+    ax.text(0.68, mid - 0.6, "576", ha="center", va="top", fontsize=10)
+    for low, colour, name in ((bottom + 1.3, "gate", "gate"), (bottom - 0.05, "up", "up")):
+        box(ax, 2.0, low + 0.2, 1.9, name, colour, filled=colour != "up")
+        arrow(ax, (0.95, mid), (1.95, low + 0.5))
+        arrow(ax, (3.95, low + 0.5), (5.1, low + 0.5))
+        for channel in range(12):
+            ax.add_patch(
+                Rectangle(
+                    (5.15 + 0.2 * channel, low + 0.25), 0.17, 0.5,
+                    facecolor=COLOURS[colour] + ("FF" if channel == 6 else "40"),
+                )
+            )  # fmt: skip
+    ax.text(6.35, bottom + 0.96, "1,536 each", ha="center", va="center", fontsize=10)
+    box(ax, 8.2, bottom + 1.5, 1.2, "SiLU", "gate")
+    arrow(ax, (7.6, bottom + 1.8), (8.15, bottom + 1.8))
+    _times(ax, 10.1, mid)
+    arrow(ax, (9.4, bottom + 1.8), (9.95, mid + 0.24))
+    arrow(ax, (7.6, bottom + 0.45), (9.9, mid - 0.2))
+    box(ax, 11.2, mid - HIGH / 2, 1.9, "down", "down")
+    arrow(ax, (10.35, mid), (11.15, mid))
+    arrow(ax, (13.1, mid), (13.95, mid))
+    ax.add_patch(Rectangle((14.0, mid - 0.45), 0.35, 0.9, facecolor=COLOURS["mlp"]))
+    ax.text(14.18, mid - 0.6, "576", ha="center", va="top", fontsize=10)
+
+
+def bends(
     z: Sequence[float],
     values: Mapping[str, Sequence[float]],
     slopes: Mapping[str, Sequence[float]],
 ) -> Figure:
-    """Draw activation functions and their slopes.
+    """Draw activation functions around zero, and their slopes.
 
     Args:
-        z: the gate's value before the bend.
+        z: the reading before the bend.
         values: name ("ReLU", "GELU", "SiLU") to the value after it.
         slopes: name to the slope there.
     """
-    figure, axes = new_figure(1, 2, figsize=(7.5, 3.1))
+    figure, axes = new_figure(1, 2, figsize=(7.5, 3.3))
     for ax, curves in zip(axes, (values, slopes), strict=True):
         ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
         ax.axvline(0, color=COLOURS["residual"], linewidth=0.8)
         for name, curve in curves.items():
             colour, style = _LINES[name]
             ax.plot(z, curve, style, color=colour, label=name)
-        ax.set_xlabel("value before the bend")
-    axes[0].set_ylabel("value after it")
-    axes[1].set_ylabel("slope")
-    axes[0].legend(fontsize=9, loc="upper left")
-    return figure
+        ax.set(xlabel="reading z, before the bend", xlim=(-5, 2))
+    axes[0].set(ylim=(-0.4, 1.2), ylabel="after the bend", title="SiLU dips below zero …")
+    axes[1].set(ylim=(-0.2, 1.3), ylabel="slope", title="… and its slope is hardly ever 0")
+    low = int(np.argmin(np.asarray(values["SiLU"])))
+    axes[0].plot(z[low], values["SiLU"][low], "o", color=COLOURS["gate"], markersize=6)
+    axes[0].annotate(
+        f"lowest: {_minus(float(values['SiLU'][low]))}\nat z = {_minus(float(z[low]))}",
+        (z[low], values["SiLU"][low]), (-4.6, 0.32), fontsize=10,
+        arrowprops={"arrowstyle": "-", "color": COLOURS["residual"]},
+    )  # fmt: skip
+    axes[0].legend(fontsize=10, loc="upper left")
+    return describe(figure, """SiLU dips below zero and returns to it slowly, GELU dips less and
+        returns sooner, ReLU is flat at zero. On the right their slopes: ReLU's jumps from 0 to 1,
+        the others rise softly.""")  # fmt: skip
+
+
+def _map(ax: Any, side: Sequence[float], surface: np.ndarray, reach: float) -> None:
+    levels = [-reach * 1.01, *(reach * np.array([-0.45, -0.22, -0.11, -0.02]))]
+    levels = [*levels, *[-level for level in levels[::-1]]]
+    ax.contourf(
+        side, side, np.clip(surface, -reach, reach), levels=levels, cmap=_SIGNED,
+        vmin=-0.7 * reach, vmax=0.7 * reach,
+    )  # fmt: skip
+    ax.contour(
+        side, side, surface, levels=levels[1:-1], colors="#222222", linewidths=0.7,
+        linestyles="solid",
+    )  # fmt: skip
+    ax.set(aspect="equal", xticks=[side[0], 0, side[-1]], yticks=[side[0], 0, side[-1]])
+    ax.set_xticklabels([_minus(float(side[0]), 0), "0", f"{float(side[-1]):.0f}"], fontsize=10)
+    ax.set_yticklabels([_minus(float(side[0]), 0), "0", f"{float(side[-1]):.0f}"], fontsize=10)
+    ax.grid(visible=False)
 
 
 def responses(side: Sequence[float], panels: Mapping[str, np.ndarray]) -> Figure:
@@ -72,143 +182,143 @@ def responses(side: Sequence[float], panels: Mapping[str, np.ndarray]) -> Figure
         panels: title to the answers, (readings b, readings a).
     """
     figure, axes = new_figure(1, len(panels), figsize=(7.5, 3.0), sharey=True)
-    reach = max(float(np.abs(surface).max()) for surface in panels.values())
     for ax, (title, surface) in zip(axes, panels.items(), strict=True):
-        ax.contourf(
-            side, side, surface, levels=[-9.1, -4, -2, -1, -0.2, 0.2, 1, 2, 4, 9.1],
-            cmap=_SIGNED, vmin=-reach, vmax=reach,
-        )  # fmt: skip
-        lines = ax.contour(
-            side, side, surface, levels=[-4, -2, -1, -0.2, 0.2, 1, 2, 4],
-            colors="#222222", linewidths=0.8,
-        )  # fmt: skip
-        ax.clabel(lines, levels=[-4, -1, -0.2, 0.2, 1, 4], fontsize=8.5,
-                  fmt=lambda value: f"{value:g}".replace("-", "−"))  # fmt: skip
-        ax.set(title=title, xlabel="reading a", aspect="equal")
-        ax.grid(visible=False)
+        _map(ax, side, surface, 9)
+        ax.set(title=title, xlabel="reading a")
     axes[0].set_ylabel("reading b")
-    return figure
+    for ax, signs in zip(axes, ((" 0 ", "+"), (" ", " "), (" ", " ")), strict=True):
+        ax.text(side[12], side[12], signs[0], fontsize=12, ha="center", va="center")
+        ax.text(side[-13], side[-13], signs[1], fontsize=12, ha="center", va="center")
+    for ax in axes[1:]:
+        for a, b, sign in ((2, 2, "+"), (2, -2, "−"), (-2, 2, "−"), (-2, -2, "+")):
+            if ax is axes[2] or a > 0:
+                ax.text(a, b, sign, fontsize=13, ha="center", va="center")
+    return describe(figure, """Three maps over two readings a and b. A ReLU unit is a flat half and
+        a ramp with straight lines; a SwiGLU channel is curved, strong where a is positive; a pair
+        of channels is the saddle of the product a times b.""")  # fmt: skip
 
 
-def trainings(
-    steps: Sequence[float],
-    curves: Mapping[str, np.ndarray],
-    ends: Mapping[str, Mapping[str, Sequence[float]]],
+def fits(
+    side: Sequence[float],
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    errors: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> Figure:
-    """Draw training losses with their spread over seeds, and where each seed ended.
+    """Draw what small networks learned to answer, beside what they were asked for.
 
     Args:
-        steps: training steps of the points of the curves.
-        curves: kind of MLP to losses in nats, (seeds, points).
-        ends: setting to (kind of MLP to the held-out loss of each seed).
+        side: values of a and of b.
+        rows: name of a target to, in the order of the columns, a name to its answers, (b, a); the
+            first is the target itself.
+        errors: name of a target to a kind's mean error and its standard error, as shares.
     """
-    figure, axes = new_figure(
-        1, 1 + len(ends), figsize=(7.5, 3.3), width_ratios=[1.5] + [0.8] * len(ends)
-    )
-    looks = dict(zip(curves, [("mlp", "-", "o"), ("key", "--", "s")], strict=True))
-    for kind, losses in curves.items():
-        colour, style, _ = looks[kind]
-        axes[0].fill_between(
-            steps, losses.min(0), losses.max(0), color=COLOURS[colour], alpha=0.25, linewidth=0
-        )
-        axes[0].plot(steps, losses.mean(0), style, color=COLOURS[colour], label=kind)
-    axes[0].set(
-        xlabel="training step", ylabel="training loss (nats a character)",
-        title=f"training, {list(ends)[-1]}",
+    columns = len(next(iter(rows.values())))
+    figure, axes = new_figure(len(rows), columns, figsize=(7.5, 3.9), sharex=True, sharey=True)
+    for line, (target, panels) in zip(axes, rows.items(), strict=True):
+        for ax, (name, surface) in zip(line, panels.items(), strict=True):
+            _map(ax, side, surface, 4 if target.startswith("a") else 2)
+            title = f"asked for:\n{target}"
+            if name in errors[target]:
+                mean, error = (100 * value for value in errors[target][name])
+                title = f"{name}\noff by {mean:.0f} ± {error:.0f} %"
+            ax.set_title(title, fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("a")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("b")
+    return describe(figure, """What networks of 28 parameters learn. For the product a times b the
+        gated ones are nearest: the bilinear one is exact, SwiGLU close, GELU and ReLU are made of
+        flat pieces. For a sharp edge (b where a is positive, else 0) ReLU is nearest and the
+        bilinear one misses it altogether.""")  # fmt: skip
+
+
+def race(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Draw how far other MLPs end behind SwiGLU, seed by seed.
+
+    Args:
+        gaps: title of a panel to a kind to its held-out loss minus SwiGLU's, one for each seed.
+    """
+    figure, axes = new_figure(1, len(gaps), figsize=(7.5, 2.8), sharex=True, sharey=True)
+    for ax, (title, kinds) in zip(axes, gaps.items(), strict=True):
+        ax.axvline(0, color=COLOURS["residual"], linewidth=1.4)
+        for row, values in enumerate(kinds.values()):
+            mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
+            ax.plot(values, [row + 0.17] * len(values), "|", color=COLOURS["other"], markersize=9)
+            ax.errorbar(
+                mean, row - 0.12, xerr=2 * error, fmt="o", color=COLOURS["mlp"], capsize=4,
+                markersize=7, linewidth=2,
+            )  # fmt: skip
+        ax.set_yticks(range(len(kinds)), list(kinds))
+        ax.set(title=title, ylim=(-0.5, len(kinds) - 0.5))
+        ax.invert_yaxis()
+        ax.text(0.0, -0.46, " SwiGLU", fontsize=9, va="top", ha="left")
+    figure.supxlabel("loss minus SwiGLU's (nats per character): right of the line is worse",
+                     fontsize=11)  # fmt: skip
+    return describe(figure, """At width 48 the MLP without a gate ends behind SwiGLU by several
+        standard errors; the plain product and biases lie on the line. At width 24 all lie on the
+        line. Thin marks are single seeds, dots are means with two standard errors.""")  # fmt: skip
+
+
+def valves(percentiles: np.ndarray, shut: Sequence[float], below: Sequence[float]) -> Figure:
+    """Draw where gate readings lie in each layer, and how much passes below zero.
+
+    Args:
+        percentiles: 1, 25, 50, 75, 99 of the gate's reading, (5, layers).
+        shut: share that multiplies by less than 0.1 in each layer.
+        below: share of what is written that passed below zero.
+    """
+    figure, axes = new_figure(1, 2, figsize=(7.5, 3.3))
+    layers = np.arange(percentiles.shape[1])
+    low, quarter, middle, three, high = percentiles
+    left, right = axes
+    left.fill_between(layers, low, high, color=COLOURS["gate"], alpha=0.2, linewidth=0)
+    left.fill_between(layers, quarter, three, color=COLOURS["gate"], alpha=0.55, linewidth=0)
+    left.plot(layers, middle, color=COLOURS["residual"], linewidth=1.5)
+    for edge in (-1, 1):
+        left.axhline(edge, color=COLOURS["residual"], linestyle=":", linewidth=1)
+    left.text(15, 3.1, "98 % of readings", fontsize=10, ha="center", color="#8F3F00")
+    left.annotate(
+        "half of them", (14, three[14]), (14, 2.1), fontsize=10, ha="center",
+        arrowprops={"arrowstyle": "-", "color": COLOURS["residual"]},
     )  # fmt: skip
-    axes[0].legend(fontsize=9)
-    for ax, (setting, kinds) in zip(axes[1:], ends.items(), strict=True):
-        pairs = np.array(list(kinds.values()))  # (2, seeds)
-        ax.plot([0, 1], pairs, color=COLOURS["other"], linewidth=0.9)
-        for place, kind in enumerate(kinds):
-            colour, _, mark = looks[kind]
-            ax.plot(
-                [place] * pairs.shape[1], pairs[place], mark, color=COLOURS[colour], markersize=6
-            )
-        ax.set_xticks([0, 1], [kind.split(",")[0] for kind in kinds])
-        ax.set(title=f"held out,\n{setting}", xlim=(-0.4, 1.4))
-        middle = pairs.mean()
-        ax.set_ylim(middle - 0.11, middle + 0.11)
-    return figure
+    left.set(title="most readings lie between −1 and 1", ylim=(-4, 5), ylabel="gate reading z",
+             xlabel="layer")  # fmt: skip
+    right.plot(layers, 100 * np.asarray(below), color=COLOURS["query"])
+    right.plot(layers, 100 * np.asarray(shut), "--", color=COLOURS["gate"])
+    right.text(9, 100 * float(np.max(below[2:15])) + 4, "written through\nthe dip, z < 0",
+               fontsize=10, color=COLOURS["query"], ha="center", va="bottom")  # fmt: skip
+    right.text(15.5, 100 * float(shut[20]) + 22, "nearly shut,\n|SiLU(z)| < 0.1", fontsize=10,
+               color="#8F3F00", ha="left", va="bottom")  # fmt: skip
+    right.set(title="much is written below zero", ylim=(0, 105), ylabel="share in %",
+              xlabel="layer")  # fmt: skip
+    return describe(figure, """Left: gate readings by layer; in every layer most lie between minus
+        one and one. Right: in the first half of the model about half of what is written passes a
+        gate with a negative reading, later less; the share of nearly shut gates is a third or
+        so.""")  # fmt: skip
 
 
-def gates_by_layer(
-    gates: np.ndarray, shares: Mapping[str, Sequence[float]], channels: np.ndarray
-) -> Figure:
-    """Draw what gates do in each layer: their values, what passes, how many channels it takes.
+def damage(losses: Mapping[str, tuple[float, float]], floor: float) -> Figure:
+    """Draw the loss of the real weights behind other gates.
 
     Args:
-        gates: percentiles 1, 25, 50, 75, 99 of the gate's value, (5, layers).
-        shares: label to a share between 0 and 1 for each layer.
-        channels: percentiles 10, 50, 90 over tokens of the number of channels, (3, layers).
+        losses: what was done to loss in nats per token and its standard error; the first is the
+            intact model.
+        floor: the loss of a model that gives every token the same probability.
     """
-    figure, axes = new_figure(1, 3, figsize=(7.5, 3.5))
-    layers = np.arange(gates.shape[1])
-    low, quarter, middle, three, high = gates
-    axes[0].fill_between(
-        layers, low, high, color=COLOURS["gate"], alpha=0.25, label="98 % of gates"
-    )
-    axes[0].fill_between(layers, quarter, three, color=COLOURS["gate"], alpha=0.6, label="half")
-    axes[0].plot(layers, middle, color=COLOURS["residual"], linewidth=1.5, label="median")
-    axes[0].set(title="gate values", ylim=(-5, 14))
-    axes[0].legend(fontsize=8.5, loc="upper left")
-    for (label, values), (colour, style) in zip(
-        shares.items(), (("gate", "-"), ("query", "--")), strict=True
-    ):
-        axes[1].plot(layers, values, style, color=COLOURS[colour], label=label)
-    axes[1].set(title="shares", ylim=(0, 1))
-    axes[1].legend(fontsize=8.5, loc="upper left")
-    axes[2].fill_between(
-        layers, channels[0], channels[2], color=COLOURS["mlp"], alpha=0.25, label="80 % of tokens"
-    )
-    axes[2].plot(layers, channels[1], color=COLOURS["mlp"], label="median token")
-    axes[2].set(title="channels for 90 %\nof the energy", ylim=(0, 640))
-    axes[2].legend(fontsize=8.5, loc="upper left")
-    for ax in axes:
-        ax.set_xlabel("layer")
-    return figure
-
-
-def strips(tokens: Sequence[str], rows: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw how strongly channels react to each token of a text.
-
-    Args:
-        tokens: the text in pieces.
-        rows: name of a channel to its value at each token; drawn relative to the largest.
-    """
-    figure, ax = new_figure(figsize=(7.5, 2.6))
-    strengths = np.abs(np.array([list(values) for values in rows.values()]))
-    strengths /= strengths.max(axis=1, keepdims=True)
-    ax.pcolormesh(strengths, cmap=_STRENGTH, vmin=0, vmax=1, edgecolors="#DDDDDD", linewidth=0.4)
-    shown = [token.replace("\n", "↵").replace("$", r"\$").strip(" ") for token in tokens]
-    ax.set_xticks(np.arange(len(tokens)) + 0.5, shown, rotation=90, fontsize=8.5)
-    ax.set_yticks(np.arange(len(rows)) + 0.5, list(rows), fontsize=9)
-    ax.invert_yaxis()
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    return figure
-
-
-def damage(losses: Mapping[str, float], floor: float, floor_label: str) -> Figure:
-    """Draw the loss of the real weights with one part replaced.
-
-    Args:
-        losses: what was done to loss in nats a token; the first is the intact model.
-        floor: the loss of a model that knows nothing.
-        floor_label: what that is.
-    """
-    figure, ax = new_figure(figsize=(7.2, 2.9))
+    figure, ax = new_figure(figsize=(7.2, 2.7))
     names = list(losses)
-    bars = ax.barh(
-        names, list(losses.values()),
-        color=[COLOURS["right"]] + [COLOURS["wrong"]] * (len(names) - 1), height=0.6,
-    )  # fmt: skip
-    for bar in bars[1:]:
-        bar.set(hatch="//", edgecolor="white")
-    ax.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
-    ax.axvline(floor, color=COLOURS["residual"], linestyle="--", linewidth=1.4, label=floor_label)
+    means = [mean for mean, _ in losses.values()]
+    ax.barh(names, means, height=0.6,
+            color=[COLOURS["right"]] + [COLOURS["wrong"]] * (len(names) - 1))  # fmt: skip
+    for row, (mean, error) in enumerate(losses.values()):
+        ax.plot([mean - error, mean + error], [row, row], color="black", linewidth=1.5)
+        ax.text(mean + error + 0.3, row, f"{mean:.1f}", va="center", fontsize=10)
+    ax.axvline(means[0], color=COLOURS["right"], linestyle=":", linewidth=1.4)
+    ax.axvline(floor, color=COLOURS["residual"], linestyle="--", linewidth=1.4)
+    ax.text(floor + 0.2, -0.1, "knows nothing", fontsize=10, va="center")
     ax.invert_yaxis()
-    ax.set(xlabel="loss (nats a token)", xlim=(0, 1.12 * max(losses.values())))
+    ax.set(xlabel="loss (nats per token)", xlim=(0, 1.1 * max(means)),
+           title="the swapped gate shouts, GELU whispers")  # fmt: skip
     ax.grid(visible=False, axis="y")
-    ax.legend(fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.9))
-    return figure
+    return describe(figure, """Loss of the real weights: intact lowest, a GELU gate about one nat
+        above it, a ReLU gate several nats, swapped far beyond a model that knows
+        nothing.""")  # fmt: skip

@@ -7,10 +7,10 @@ def matrices(gate, up, down):
 
 WRONG = {
     "check_growth": [
-        (2, "the up value doubles"),
+        (2, "the up reading doubles"),
         (3, "is not it. An open gate"),
-        (8, "is not it. An open gate"),
-        (1, "is not it. An open gate"),
+        (8, "doubles nothing"),
+        (1, "1 would be a norm"),
     ],
     "check_weights": [
         (matrices([[1, 0], [-1, 0]], [[0, 1], [0, 1]], [[1, -1]]), "the product x0 · x1"),
@@ -20,12 +20,18 @@ WRONG = {
         (matrices([[1, 1]], [[1, -1]], [[1]]), "gate has shape (1, 2)"),
         (lambda: torch.eye(2), "return three tensors"),
     ],
-    "check_beta": [
-        (1.0, "try a larger beta"),
-        (2.0, "try a smaller beta"),
+    "check_split": [
+        (lambda fused: fused.chunk(2), "halves"),
+        (lambda fused: fused.chunk(2)[::-1], "halves"),
+        (lambda fused: (fused[0::2], fused[1::2]), "gate and up are exchanged"),
+        (lambda fused: (fused[:, :1], fused[:, 1:]), "of twelve rows it takes"),
+        (lambda fused: fused, "return two tensors"),
+    ],
+    "check_repair": [
+        (1, "GELU as it is"),
+        (0.6, "narrower than GELU"),
+        (1.4, "try a larger scale"),
+        (2.5, "try a smaller scale"),
         (1.702, "is not one of"),
-        (1.6, "try a larger beta"),
-        (1.9, "try a smaller beta"),
-        (17, "is not one of"),
     ],
 }
