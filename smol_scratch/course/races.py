@@ -112,7 +112,7 @@ def fit(kind: str, target: str, seed: int, steps: int = 1000) -> tuple[Tensor, f
             break
         optimizer.param_groups[0]["lr"] = 0.02 * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return answer.detach(), (loss.detach() / want.pow(2).mean()).sqrt().item()
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
 from smol_scratch.course.measure import swiglu as measure

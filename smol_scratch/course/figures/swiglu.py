@@ -219,8 +219,9 @@ def fits(
             title = f"asked for:\n{target}"
             if name in errors[target]:
                 mean, error = (100 * value for value in errors[target][name])
-                title = f"{name}\noff by {mean:.0f} ± {error:.0f} %"
-            ax.set_title(title, fontsize=10)
+                digits = 0 if mean >= 10 else 1
+                title = f"{name}\noff by {mean:.{digits}f} ± {error:.{digits}f} %"
+            ax.set_title(title, fontsize=9.5)
     for ax in axes[-1]:
         ax.set_xlabel("a")
     for ax in axes[:, 0]:
@@ -284,7 +285,7 @@ def valves(percentiles: np.ndarray, shut: Sequence[float], below: Sequence[float
              xlabel="layer")  # fmt: skip
     right.plot(layers, 100 * np.asarray(below), color=COLOURS["query"])
     right.plot(layers, 100 * np.asarray(shut), "--", color=COLOURS["gate"])
-    right.text(9, 100 * float(np.max(below[2:15])) + 4, "written through\nthe dip, z < 0",
+    right.text(9, 100 * float(np.asarray(below)[2:15].max()) + 4, "written through\nthe dip, z < 0",
                fontsize=10, color=COLOURS["query"], ha="center", va="bottom")  # fmt: skip
     right.text(15.5, 100 * float(shut[20]) + 22, "nearly shut,\n|SiLU(z)| < 0.1", fontsize=10,
                color="#8F3F00", ha="left", va="bottom")  # fmt: skip
