@@ -1,7 +1,4 @@
-"""What changes the numbers of a run: the recipe, which its checkpoints carry.
-
-What is asked of one sitting (paths, intervals, devices) is in ``RunOptions``, in ``training.py``.
-"""
+"""What a run is told: the recipe, which changes its numbers, and what is asked of one sitting."""
 
 from __future__ import annotations
 
@@ -131,3 +128,46 @@ class TrainingConfig:
         return warmup_stable_decay(
             step, peak=peak, minimum=minimum, warmup=warmup, total=total, decay=decay
         )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is asked of one sitting of a run; none of it changes what is learned.
+
+    A checkpoint remembers all but the paths, so that a resumed run goes on as it was begun.
+
+    Attributes:
+        ckpt: checkpoint folder to go on from.
+        save: folder of the last checkpoint; earlier ones get its name and _step_N.
+        device: cpu, cuda or mps; auto takes the best.
+        fast: use the accelerated pieces of fast.py where they pay.
+        compile: compile each block, which costs some seconds at the start.
+        shard: with several devices, split weights and optimizer over them (FSDP2).
+        log_interval: steps between lines.
+        eval_interval: steps between looks at the held-out text; 0 never looks.
+        eval_sequences: how many sequences of it, from all over it.
+        checkpoint_interval: steps between checkpoints; 0 keeps the last one only.
+        keep: how many of the latest step checkpoints to keep; all where never told.
+        metrics: CSV file of every step; <save>.csv where not told.
+        tracker: tensorboard or trackio, if installed, beside the CSV.
+
+    Raises:
+        ValueError: for an impossible value, naming field, value and rule.
+    """
+
+    ckpt: Path | None = None
+    save: Path = Path("checkpoint")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    fast: bool = True
+    compile: bool = False
+    shard: bool = False
+    log_interval: int = number(100, least=1)
+    eval_interval: int = number(100, least=0)
+    eval_sequences: int = number(48, least=1)
+    checkpoint_interval: int = number(1000, least=0)
+    keep: int | None = number(None, least=1)
+    metrics: Path | None = None
+    tracker: Literal["none", "tensorboard", "trackio"] = "none"
+
+    def __post_init__(self) -> None:
+        check(self)

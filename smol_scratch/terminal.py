@@ -1,6 +1,6 @@
 """What a terminal does to a program: streams that are not UTF-8, Ctrl-C, pipes that close, slips.
 
-Nothing here knows a command; ``__main__`` does.
+Nothing here knows a command; ``commands.py`` does.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import functools
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-import tyro
-
 from smol_scratch.assets import one_line
-
-OPTIONS = (tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes)
 
 
 @contextlib.contextmanager
@@ -47,9 +44,23 @@ def manners(name: str) -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
-    except (ValueError, TypeError, OSError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         print(f"{name}: {with_flags(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, for work that must be tidied up; else it ends all."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or before is signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def with_flags(message: str) -> str:
@@ -82,6 +93,7 @@ def read(command: Callable[..., None], name: str, arguments: Sequence[str]) -> C
         ValueError: for flags that cannot be read, in one line.
         SystemExit: after ``--help``.
     """
+    import tyro
 
     @functools.wraps(command)
     def later(*positional: Any, **named: Any) -> Callable[[], None]:
@@ -90,7 +102,12 @@ def read(command: Callable[..., None], name: str, arguments: Sequence[str]) -> C
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            call: Callable[[], None] = tyro.cli(later, prog=name, args=arguments, config=OPTIONS)
+            call: Callable[[], None] = tyro.cli(
+                later,
+                prog=name,
+                args=arguments,
+                config=(tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes),
+            )
         return call
     except SystemExit as ended:
         if not ended.code:

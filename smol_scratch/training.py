@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,58 +24,15 @@ from torch.distributed.tensor import DTensor
 from smol_scratch import accounting, fast, hardware
 from smol_scratch.data import DataLoaderLite, Tokens
 from smol_scratch.evaluation import evenly_spaced, mean_loss
-from smol_scratch.fields import check, number
 from smol_scratch.hardware import Precision, choose_device, choose_precision, find_hardware
 from smol_scratch.hub import load_pretrained
 from smol_scratch.model import SmolLM2
+from smol_scratch.recipe import RunOptions as RunOptions
 from smol_scratch.recipe import TrainingConfig
 
 
 class DivergedError(ArithmeticError):
     """The loss or its gradient is no longer a number; the weights are those before this step."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What is asked of one sitting of a run; none of it changes what is learned.
-
-    A checkpoint remembers all but the paths, so that a resumed run goes on as it was begun.
-
-    Attributes:
-        ckpt: checkpoint folder to go on from.
-        save: folder of the last checkpoint; earlier ones get its name and _step_N.
-        device: cpu, cuda or mps; auto takes the best.
-        fast: use the accelerated pieces of fast.py where they pay.
-        compile: compile each block, which costs some seconds at the start.
-        shard: with several devices, split weights and optimizer over them (FSDP2).
-        log_interval: steps between lines.
-        eval_interval: steps between looks at the held-out text; 0 never looks.
-        eval_sequences: how many sequences of it, from all over it.
-        checkpoint_interval: steps between checkpoints; 0 keeps the last one only.
-        keep: how many of the latest step checkpoints to keep; all where never told.
-        metrics: CSV file of every step; <save>.csv where not told.
-        tracker: tensorboard or trackio, if installed, beside the CSV.
-
-    Raises:
-        ValueError: for an impossible value, naming field, value and rule.
-    """
-
-    ckpt: Path | None = None
-    save: Path = Path("checkpoint")
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    fast: bool = True
-    compile: bool = False
-    shard: bool = False
-    log_interval: int = number(100, least=1)
-    eval_interval: int = number(100, least=0)
-    eval_sequences: int = number(48, least=1)
-    checkpoint_interval: int = number(1000, least=0)
-    keep: int | None = number(None, least=1)
-    metrics: Path | None = None
-    tracker: Literal["none", "tensorboard", "trackio"] = "none"
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass
@@ -118,7 +74,7 @@ class TrainingState:
         config: TrainingConfig,
         tokens: Tokens,
         held_out: Tokens | None = None,
-        options: RunOptions = RunOptions(),
+        options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
         *,
         model: SmolLM2 | None = None,
     ) -> TrainingState:

@@ -9,10 +9,20 @@ import sys
 import pytest
 import torch
 
-from smol_scratch import SmolLM2, SmolLM2Config, assets, export_pretrained, fast, load_tokenizer
-from smol_scratch import __main__ as command_line
-from smol_scratch.__main__ import COMMANDS, main, overview
-from smol_scratch.generation import CHAT_TEMPLATE, Sampling
+from smol_scratch import (
+    SmolLM2,
+    SmolLM2Config,
+    assets,
+    commands,
+    export_pretrained,
+    fast,
+    generation,
+    load_tokenizer,
+)
+from smol_scratch.__main__ import NAME, main
+from smol_scratch.commands import COMMANDS, overview
+from smol_scratch.generation import CHAT_TEMPLATE
+from smol_scratch.sampling import Sampling
 from smol_scratch.terminal import with_flags
 
 SHAPE = SmolLM2Config(
@@ -40,40 +50,34 @@ def run(*arguments, text=None, env=(), cwd=None):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("generat x", "generat: no such command; did you mean generate? There are generate, chat"),
-        ("frobnicate", "frobnicate: no such command; There are"),
-        ("--ckpt x generate", "--ckpt: a command comes first, one of generate"),
-        ("generate --tokenz 3", "Unrecognized options: --tokenz, 3; did you mean --tokens?"),
-        ("generate --tokens 0 hi", "--tokens 0: must be at least 1"),
-        ("generate --tokens x hi", "--tokens"),
-        ("generate --temperature -1 hi", "--temperature -1.0: must be at least 0"),
-        ("generate --temperature nan hi", "--temperature nan: must be a finite number"),
-        ("generate --top-p 2 hi", "--top-p 2.0: must be above 0 and at most 1"),
-        ("generate --top-k 0 hi", "--top-k 0: must be at least 1"),
-        ("generate --min-p -1 hi", "--min-p -1.0: must be at least 0 and at most 1"),
-        ("generate --repetition-penalty 0 hi", "--repetition-penalty 0.0: must be above 0"),
-        ("generate --seed 99999999999999999999 hi", "--seed 99999999999999999999: must fit"),
-        ("generate hi --prompt hi", "--prompt: was given twice"),
-        ("chat --tokens 0", "--tokens 0: must be at least 1"),
-        ("train --steps 0", "--steps 0: must be at least 1"),
-        ("train --stepz 5", "did you mean --steps?"),
-        ("train --schedule linear", "--schedule"),
-        ("export", "nothing to write; name --folder, --gguf or --space"),
-        ("export --push me/x", "--push me/x: uploads a model folder; name one with --folder"),
-        ("demo --port 99999", "--port 99999: must lie between 1 and 65535"),
-        ("info --batch x", "--batch"),
-    ],
-)
-def test_a_slip_is_one_line_with_its_flag_before_anything_is_loaded(
-    capsys, monkeypatch, arguments, said
-):
-    def load(*_, **__):
-        raise AssertionError("weights were loaded")
+SLIPS = [
+    ("generat x", "generat: no such command; did you mean generate? There are generate, chat"),
+    ("frobnicate", "frobnicate: no such command; There are"),
+    ("--ckpt x generate", "--ckpt: a command comes first, one of generate"),
+    ("generate --tokenz 3", "Unrecognized options: --tokenz, 3; did you mean --tokens?"),
+    ("generate --tokens 0 hi", "--tokens 0: must be at least 1"),
+    ("generate --tokens x hi", "--tokens"),
+    ("generate --temperature -1 hi", "--temperature -1.0: must be at least 0"),
+    ("generate --temperature nan hi", "--temperature nan: must be a finite number"),
+    ("generate --top-p 2 hi", "--top-p 2.0: must be above 0 and at most 1"),
+    ("generate --top-k 0 hi", "--top-k 0: must be at least 1"),
+    ("generate --min-p -1 hi", "--min-p -1.0: must be at least 0 and at most 1"),
+    ("generate --repetition-penalty 0 hi", "--repetition-penalty 0.0: must be above 0"),
+    ("generate --seed 99999999999999999999 hi", "--seed 99999999999999999999: must fit"),
+    ("generate hi --prompt hi", "--prompt: was given twice"),
+    ("chat --tokens 0", "--tokens 0: must be at least 1"),
+    ("train --steps 0", "--steps 0: must be at least 1"),
+    ("train --stepz 5", "did you mean --steps?"),
+    ("train --schedule linear", "--schedule"),
+    ("export", "nothing to write; name --folder, --gguf or --space"),
+    ("export --push me/x", "--push me/x: uploads a model folder; name one with --folder"),
+    ("demo --port 99999", "--port 99999: must lie between 1 and 65535"),
+    ("info --batch x", "--batch"),
+]
 
-    monkeypatch.setattr(command_line, "load_pretrained", load)
+
+@pytest.mark.parametrize(("arguments", "said"), SLIPS)
+def test_a_slip_is_one_line_with_its_flag(capsys, arguments, said):
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())
     printed = capsys.readouterr()
@@ -82,6 +86,24 @@ def test_a_slip_is_one_line_with_its_flag_before_anything_is_loaded(
     assert printed.err.startswith("python -m smol_scratch: ")
     assert printed.err.count("\n") == 1
     assert said in printed.err
+
+
+def test_help_and_slips_are_answered_before_anything_is_loaded():
+    """In one fresh process: whatever loads PyTorch takes seconds to say that a value is wrong."""
+    asked = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+    asked += [arguments.split() for arguments, _ in SLIPS]
+    program = f"""
+import contextlib, io, sys
+from smol_scratch.__main__ import main
+for arguments in {asked!r}:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
+            main(arguments)
+    heavy = {{"torch", "numpy", "tokenizers", "gguf"}} & set(sys.modules)
+    assert not heavy, (arguments, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_existing_gguf_file_is_kept_unless_told(capsys, tmp_path, folders):
@@ -118,13 +140,13 @@ def test_a_prompt_comes_from_an_argument_a_flag_or_standard_input(capsys, monkey
 
 def test_a_chat_remembers_its_turns_and_says_when_the_context_is_full(capsys, monkeypatch, folders):
     asked = []
-    real = command_line.generation.chat_prompt
+    real = generation.chat_prompt
 
     def watched(tokenizer, turns):
         asked.append([dict(turn) for turn in turns])
         return real(tokenizer, turns)
 
-    monkeypatch.setattr(command_line.generation, "chat_prompt", watched)
+    monkeypatch.setattr(generation, "chat_prompt", watched)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nAnd you?\n\n"))
     options = ["--tokens", "3", "--seed", "1", "--system", "Be brief."]
     assert main(["chat", "--ckpt", folders["chatty"], *options]) == 0
@@ -172,6 +194,33 @@ def test_ctrl_c_ends_a_stream_quietly(folders):
     assert b"Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    "module", ["smol_scratch.terminal", "tyro", "numpy", "torch._C", "tokenizers"]
+)
+def test_ctrl_c_while_libraries_load_ends_quietly(module):
+    """Interrupted when this module has just been imported, as ``-X importtime`` says."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "smol_scratch", "generate", "hi"],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(assets.ROOT)},
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.rpartition("|")[2].strip() == module:
+            break
+    process.send_signal(signal.SIGINT)
+    out, rest = process.communicate(timeout=60)
+    said = [line for line in rest.splitlines() if not line.startswith("import time:")]
+    assert (process.returncode, out, said) == (130, "", [])
+
+
+def test_ctrl_c_is_ignored_where_the_starter_asked_for_it():
+    """As behind nohup."""
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    program += "from smol_scratch.__main__ import main; sys.argv[1:] = ['--version']; main()\n"
+    program += "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
 def test_a_pipe_that_closes_ends_it_quietly():
     done = subprocess.run(
         f"{sys.executable} -m smol_scratch info | head -c 5; exit ${{PIPESTATUS[0]}}",
@@ -205,10 +254,10 @@ def test_without_a_compiler_compile_is_refused_before_anything_is_loaded(capsys,
 
 def test_help_names_every_command_in_plain_words(capsys):
     assert main(["--help"]) == 0
-    assert capsys.readouterr().out.strip() == overview().strip()
+    assert capsys.readouterr().out.strip() == overview(NAME).strip()
     assert main([]) == 0
-    assert all(f"\n  {name} " in overview() for name in COMMANDS)
-    assert "``" not in overview()
+    assert all(f"\n  {name} " in overview(NAME) for name in COMMANDS)
+    assert "``" not in overview(NAME)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -238,7 +287,7 @@ def test_python_names_become_flags(message, line):
 def test_defaults_are_those_of_one_place():
     import inspect
 
-    for command in (command_line.generate, command_line.chat):
+    for command in (commands.generate, commands.chat):
         defaults = inspect.signature(command).parameters
         for name, value in vars(Sampling()).items():
             assert defaults[name].default == value

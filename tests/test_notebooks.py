@@ -308,8 +308,8 @@ def definitions(source):
 PACKAGE = {
     name: tree
     for file in sorted((ROOT / "smol_scratch").glob("*.py"))
-    # What examines a machine has short names of its own, and is taught nowhere.
-    if file.stem not in ("__main__", "__init__", "doctor", "probes")
+    # Commands, and what examines a machine, have short names of their own, and are taught nowhere.
+    if file.stem not in ("commands", "__main__", "__init__", "doctor", "probes")
     for name, tree in definitions(file.read_text("utf-8")).items()
     if not name.startswith("_")
 }

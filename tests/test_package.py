@@ -77,6 +77,9 @@ def siblings(module: str) -> set[str]:
         ("hardware", {"torch"}, set()),
         ("recipe", set(), {"config", "fields", "schedule"}),
         ("config", set(), set()),
+        ("sampling", set(), {"fields"}),
+        ("terminal", {"tyro"}, {"assets"}),
+        ("__main__", set(), {"commands", "terminal"}),
         ("cache", {"torch"}, {"config"}),
         ("model", {"torch"}, {"config", "cache"}),
         ("gguf_file", {"numpy", "gguf"}, {"assets"}),
@@ -132,6 +135,31 @@ def test_importing_prints_nothing_and_brings_nothing_heavy():
     loaded = python(everything + "import sys; print(*sys.modules)").stdout.split()
     assert "smol_scratch.hub" in loaded
     assert not {"transformers", "matplotlib", "IPython", "nbformat", "gguf"} & set(loaded)
+
+
+def test_importing_alone_loads_nothing_and_a_name_brings_its_module():
+    """So the command line answers at once, and Ctrl-C finds no library half imported."""
+    code = "import sys, smol_scratch; before = 'torch' in sys.modules\n"
+    code += "smol_scratch.SmolLM2, smol_scratch.hub; print(before, 'torch' in sys.modules)"
+    assert python(code).stdout.split() == ["False", "True"]
+
+
+def test_public_names_are_where_they_are_looked_for():
+    import smol_scratch
+
+    found = {name: getattr(smol_scratch, name) for name in smol_scratch.__all__}
+    assert [name for name, it in found.items() if it.__name__ != name] == []
+    assert sorted(smol_scratch._HOME_OF) == smol_scratch.__all__
+    types_see = {
+        alias.name
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("smol_scratch.")
+        for alias in node.names
+    }
+    assert types_see == set(smol_scratch.__all__)
+    assert set(smol_scratch.__all__) <= set(dir(smol_scratch))
+    with pytest.raises(AttributeError, match="no attribute 'SmolLM3'"):
+        smol_scratch.SmolLM3  # noqa: B018
 
 
 def test_the_base_dependencies_are_enough_to_load_and_run():

