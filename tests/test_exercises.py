@@ -63,6 +63,17 @@ def first_half(x, weight, grad, eps):
     return weight * grad * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
+def second_half(slip):
+    def backward(x, weight, grad, eps):
+        r = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+        n, wg = x * r, weight * grad
+        back = (n * (grad if slip == "weight" else wg)).mean(-1, keepdim=True)
+        back = back * x.shape[-1] if slip == "sum" else back
+        return r * (wg + n * back if slip == "sign" else wg - n * back)
+
+    return backward
+
+
 def streamed(q, keys, values, dtype=torch.float32):
     largest, total, y = -math.inf, 0.0, torch.zeros(len(q), dtype=dtype)
     for k, v in zip(keys, values, strict=True):
@@ -103,8 +114,8 @@ def divided_by_pieces(model, x, y, sizes):
 @pytest.mark.parametrize(
     ("checker", "answer"),
     [
-        ("rmsnorm.check_scale", 1),
-        ("rmsnorm.check_scale", torch.tensor(1.0)),
+        ("rmsnorm.check_neighbours", 0.2),
+        ("rmsnorm.check_neighbours", torch.tensor(103 / 4).rsqrt()),
         ("rmsnorm.check_backward", in_float32),
         ("gqa.check_streamed", streamed),
         ("gqa.check_streamed", lambda *given: streamed(*given, dtype=torch.double)),
@@ -125,11 +136,17 @@ def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
 @pytest.mark.parametrize(
     ("checker", "answer", "hint"),
     [
-        ("rmsnorm.check_scale", 10, "what is left of the factor"),
+        ("rmsnorm.check_neighbours", 1, "share one root mean square"),
+        ("rmsnorm.check_neighbours", 0.1, "only one number of four does"),
+        ("rmsnorm.check_neighbours", 5.07, "the outputs are divided by it"),
         ("rmsnorm.check_backward", first_half, "this is the first half"),
-        ("rmsnorm.check_overflow", 2**20, "its square is infinite"),
-        ("rmsnorm.check_overflow", 100, "is no power of two"),
-        ("rmsnorm.check_overflow", 64, "a larger one fits too"),
+        ("rmsnorm.check_backward", second_half("sum"), "a sum where the mean belongs"),
+        ("rmsnorm.check_backward", second_half("sign"), "right but for one sign"),
+        ("rmsnorm.check_backward", second_half("weight"), "the weight is missing"),
+        ("rmsnorm.check_diagnoses", dict.fromkeys("ABCDE", "healthy"), "4 of 5 are wrong"),
+        ("rmsnorm.check_diagnoses", dict.fromkeys("ABCDE", "mean over time"), "a later token"),
+        ("rmsnorm.check_diagnoses", dict.fromkeys("ABCDE", "ill"), "is not one of"),
+        ("rmsnorm.check_diagnoses", {"A": "healthy"}, "with the keys A, B, C, D, E"),
         ("rope.check_slowest", 10, "the last one has i = 31"),
         ("rope.check_theta", 10_000, "pairs stay below one turn"),
         ("gqa.check_silent_heads", [1, 4, 7], "every third head"),

@@ -6,86 +6,182 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
-
-
-def vectors(panels: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw small vectors side by side as bars, each with its mean and root mean square.
-
-    Args:
-        panels: title to the values of one vector, all of the same length.
-    """
-    figure, axes = new_figure(1, len(panels), figsize=(7.5, 2.7), sharey=True)
-    for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        v = np.asarray(values, dtype=float)
-        ax.bar(range(len(v)), v, color=COLOURS["norm"], width=0.65)
-        ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
-        ax.axhline(v.mean(), color=COLOURS["wrong"], linewidth=1.4, linestyle="--")
-        ax.set_title(f"{title}\nmean {v.mean():.2f}, RMS {np.sqrt((v**2).mean()):.2f}")
-        ax.set_xticks(range(len(v)), [f"$x_{i}$" for i in range(len(v))])
-    axes[0].set_ylabel("value (dashed: mean)")
-    return figure
+from smol_scratch.course.figures.drawing import arrow, canvas, cells
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 
-def stream_growth(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Draw the size of the residual stream after each block.
+def pencil(x: Sequence[float], weight: Sequence[float]) -> Figure:
+    """Draw RMSNorm of one short vector as a calculation on paper.
 
     Args:
-        curves: panel title to (label of the start to root mean square after 0, 1, … blocks).
+        x: the vector.
+        weight: of the norm, one for each channel.
     """
-    figure, axes = new_figure(1, len(curves), figsize=(7.5, 3.3), sharey=True)
-    styles = ["-", "--", "-.", ":"]
-    colours = [COLOURS[name] for name in ("norm", "gate", "attention", "other")]
-    for ax, (title, panel) in zip(axes, curves.items(), strict=True):
-        for (label, values), style, colour in zip(panel.items(), styles, colours, strict=False):
-            sizes = np.array(values, dtype=float)
-            sizes[~np.isfinite(sizes) | (sizes > 1e12)] = np.nan
-            ax.plot(sizes, style, color=colour, label=label)
-            end = int(np.flatnonzero(np.isfinite(sizes))[-1])
-            if end < len(sizes) - 1:
-                ax.plot(end, sizes[end], "X", color=colour, markersize=8)
-        ax.set(yscale="log", xlabel="blocks passed", title=title, xlim=(-1, 31))
-    axes[0].set_ylabel("RMS of the residual stream")
-    axes[0].legend(title="RMS at the start", fontsize=9, title_fontsize=9, loc="upper right")
-    return figure
+    v, w = np.asarray(x, dtype=float), np.asarray(weight, dtype=float)
+    mean_square = float((v**2).mean())
+    rms = mean_square**0.5
+    figure, ax = canvas(11.2, 5.2)
+    left = 2.6
+    rows = (
+        (4.5, v, "x", "other"),
+        (3.1, v**2, "x²", "other"),
+        (1.6, v / rms, "x / RMS", "norm"),
+        (0.1, w * v / rms, "w · x / RMS", "norm"),
+    )
+    for bottom, values, label, colour in rows:
+        cells(ax, left, bottom, [float(value) for value in values], colour, label=label)
+    middle = left + len(v) / 2
+    arrow(ax, (middle, 4.5), (middle, 3.7), "square each number")
+    right = left + len(v)
+    arrow(ax, (right, 3.4), (right + 1, 3.4))
+    ax.text(right + 1.1, 3.4, f"mean {mean_square:.2f}\nroot {rms:.2f} = RMS", va="center",
+            fontsize=11, color=COLOURS["norm"], weight="bold")  # fmt: skip
+    arrow(ax, (right + 1.8, 2.95), (right, 1.95), colour="norm")
+    ax.text(right + 1.1, 2.25, "divide x by it", fontsize=10, ha="left", va="center")
+    arrow(ax, (middle, 1.6), (middle, 0.7), "times the learned weight, w = "
+          + ", ".join(f"{value:g}" for value in w))  # fmt: skip
+    return describe(
+        figure,
+        "RMSNorm on paper. A row of numbers is squared, the mean of the squares and its root are "
+        "taken, the row is divided by that root, and each number is multiplied by its own weight.",
+    )
 
 
-def precision_error(sizes: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw the relative error of RMSNorm against the size of its input.
+def clouds(panels: Mapping[str, np.ndarray], followed: int) -> Figure:
+    """Draw what norms make of many vectors of two numbers.
 
     Args:
-        sizes: root mean square of the input.
-        errors: label to relative error at each size; infinite where the result is useless.
+        panels: title to points, (N, 2).
+        followed: number of the point that is drawn as an arrow in each panel.
     """
-    figure, ax = new_figure(figsize=(7.2, 3.5))
-    looks = [("wrong", "--", "o"), ("key", "-.", "s"), ("right", "-", "^"), ("value", ":", "v")]
-    for (label, values), (colour, style, mark) in zip(errors.items(), looks, strict=False):
-        v = np.clip(np.nan_to_num(np.asarray(values, dtype=float), nan=1, posinf=1), 1e-5, 1)
-        ax.plot(sizes, v, style, marker=mark, markersize=4, color=COLOURS[colour], label=label)
-    ax.set(xscale="log", yscale="log", xlabel="root mean square of the input",
-           ylabel="relative error (1 = useless)", ylim=(5e-5, 2))  # fmt: skip
-    ax.legend(fontsize=9, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.25))
-    return figure
+    figure, axes = new_figure(1, len(panels), figsize=(8.4, 2.6), sharex=True, sharey=True)
+    for ax, (title, points) in zip(axes, panels.items(), strict=True):
+        ax.axhline(0, color=COLOURS["other"], linewidth=0.8)
+        ax.axvline(0, color=COLOURS["other"], linewidth=0.8)
+        ax.scatter(*points.T, s=9, color=COLOURS["norm"], alpha=0.5, linewidths=0)
+        ax.annotate("", points[followed], (0, 0), arrowprops={
+            "arrowstyle": "-|>", "color": COLOURS["wrong"], "linewidth": 2.0,
+            "shrinkA": 0, "shrinkB": 0,
+        })  # fmt: skip
+        ax.set(title=title, aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2),
+               xticks=(-2, 0, 2), yticks=(-2, 0, 2))  # fmt: skip
+        ax.title.set_fontsize(10)
+    axes[0].set(xlabel="first number", ylabel="second number")
+    return describe(
+        figure,
+        "Four panels of the same points on a plane. The input is a cloud. LayerNorm leaves two "
+        "points only. RMSNorm puts every point on a circle, in its old direction. The learned "
+        "weight stretches the circle into an ellipse.",
+    )
 
 
-def losses(curves: Mapping[str, Sequence[float]], floor: float, floor_label: str) -> Figure:
-    """Draw training losses against a floor that no honest model can pass.
+def stream_sizes(curves: Mapping[str, Sequence[float]], highest: float) -> Figure:
+    """Draw the size of the residual stream after each block, with norms and without.
 
     Args:
-        curves: label to loss in nats at each step.
-        floor: loss in nats.
-        floor_label: what the floor is.
+        curves: label to root mean square after 0, 1, … blocks; not finite where it overflowed.
+        highest: the largest number that a float32 holds.
     """
-    figure, ax = new_figure(figsize=(7.2, 3.2))
-    for (label, values), (colour, style) in zip(
-        curves.items(), (("right", "-"), ("wrong", "--")), strict=False
-    ):
+    figure, ax = new_figure(figsize=(7.2, 3.6))
+    looks = (("right", "-"), ("wrong", "--"), ("residual", "-."))
+    for (label, values), (colour, style) in zip(curves.items(), looks, strict=False):
+        sizes = np.array(values, dtype=float)
+        sizes[~np.isfinite(sizes)] = np.nan
+        ax.plot(sizes, style, color=COLOURS[colour])
+        end = int(np.flatnonzero(np.isfinite(sizes))[-1])
+        if end < len(sizes) - 1:
+            ax.plot([end, end + 1], [sizes[end], highest], ":", color=COLOURS[colour])
+            ax.plot(end + 1, highest, "X", color=COLOURS[colour], markersize=9)
+            ax.text(end + 0.8, 1e21, label, fontsize=10, color=COLOURS[colour], va="center")
+        else:
+            ax.text(end, 1e4, label, fontsize=10, color=COLOURS[colour], ha="right", va="bottom")
+    ax.axhline(highest, color=COLOURS["residual"], linewidth=1.2, linestyle=":")
+    ax.text(len(sizes) - 1, highest * 3, "no float32 beyond this line", ha="right", va="bottom",
+            fontsize=9.5)  # fmt: skip
+    ax.set(yscale="log", xlabel="blocks passed", ylabel="RMS of a typical token",
+           title="Without norms the stream overflows",
+           xlim=(-0.5, len(sizes) - 0.5), ylim=(1e-3, 1e44),
+           yticks=[10.0**e for e in range(0, 41, 10)])  # fmt: skip
+    return describe(
+        figure,
+        "Size of the residual stream against blocks passed, on a logarithmic axis. With its norms "
+        "the real model stays below a hundred for all thirty blocks. Without them it overflows a "
+        "float32 within the first ten blocks, and a model with fresh weights within the first "
+        "twenty.",
+    )
+
+
+def axes_of_norms() -> Figure:
+    """Draw over which numbers RMSNorm, BatchNorm and the bug of notebook 01 take the mean."""
+    figure, axes = new_figure(1, 3, figsize=(8.2, 2.9))
+    kinds = (
+        ("RMSNorm: one token", "norm", lambda b, t, c: b == 0 and t == 1),
+        ("the bug: one channel\nof one sequence", "wrong", lambda b, t, c: b == 0 and c == 2),
+        ("BatchNorm: one channel\nof the whole batch", "other", lambda b, t, c: c == 2),
+    )
+    B, T, C = 2, 4, 6
+    for ax, (title, colour, chosen) in zip(axes, kinds, strict=True):
+        for b in reversed(range(B)):
+            for t in range(T):
+                for c in range(C):
+                    on = chosen(b, t, c)
+                    ax.add_patch(
+                        Rectangle(
+                            (c + 1.5 * b, -t + 1.3 * b), 1, 1, edgecolor="#888888", linewidth=0.8,
+                            facecolor=COLOURS[colour] if on else "white", zorder=2 - b,
+                        )
+                    )  # fmt: skip
+        ax.set(xlim=(-1.6, C + 2), ylim=(-T + 0.1, 2.6), aspect="equal", title=title)
+        ax.title.set_fontsize(10.5)
+        ax.axis("off")
+    axes[0].text(C / 2, -T + 0.85, "channels →", ha="center", va="top", fontsize=9.5)
+    axes[0].text(-0.25, 1 - T / 2, "tokens →", rotation=-90, ha="right", va="center", fontsize=9.5)
+    return describe(
+        figure,
+        "Three copies of a batch of two sequences, drawn as sheets with a row for each token and a "
+        "column for each channel. RMSNorm takes its mean over one row. The bug takes it over one "
+        "column of one sheet. BatchNorm takes it over that column of both sheets.",
+    )
+
+
+def leak(
+    curves: Mapping[str, Sequence[float]], by_position: Sequence[float], floor: float
+) -> Figure:
+    """Draw training losses that pass a floor, and where in a sequence they do it.
+
+    Args:
+        curves: label to loss in nats at each step; the second is the one that cheats.
+        by_position: its loss at positions 1, 2, …, in nats.
+        floor: in nats; no honest model can pass it.
+    """
+    figure, (ax, bars) = new_figure(1, 2, figsize=(8.4, 3.3), sharey=True)
+    looks = (("right", "-"), ("wrong", "--"))
+    for (label, values), (colour, style) in zip(curves.items(), looks, strict=False):
         ax.plot(values, style, color=COLOURS[colour], label=label)
-    ax.axhline(floor, color=COLOURS["residual"], linewidth=1.2, linestyle=":", label=floor_label)
-    ax.set(xlabel="training step", ylabel="loss (nats a token)", ylim=(0, None))
-    ax.legend(fontsize=9, loc="lower left")
-    return figure
+    ax.axhspan(0, floor, color=COLOURS["other"], alpha=0.15, linewidth=0)
+    ax.text(0, 0.08, "impossible without\nreading the future", fontsize=9.5, va="bottom")
+    ax.set(xlabel="training step", ylabel="loss (nats per token)", title="in training")
+    ax.legend(fontsize=9.5, loc="lower left", bbox_to_anchor=(0, 0.2))
+    places = np.arange(1, len(by_position) + 1)
+    colours = [COLOURS["wrong" if loss < floor else "other"] for loss in by_position]
+    bars.bar(places, by_position, color=colours, width=0.7)
+    bars.text(places[-1] + 0.4, by_position[-1] + 0.05, "no future to read", ha="right",
+              va="bottom", fontsize=9.5)  # fmt: skip
+    bars.set(xlabel="position in the sequence", xticks=places, ylim=(0, max(by_position) + 0.5),
+             title="norm over time, after training")  # fmt: skip
+    bars.grid(axis="x", visible=False)
+    for panel in (ax, bars):
+        panel.axhline(floor, color=COLOURS["residual"], linewidth=1.2, linestyle=":")
+    bars.text(0.5, floor + 0.05, "best possible, ln 16", fontsize=9.5, va="bottom")
+    return describe(
+        figure,
+        "Left: training losses on random tokens. The model whose norm runs over channels falls to "
+        "the floor and stays there; the one whose norm runs over time goes straight through it. "
+        "Right: the loss of that one at each of eight positions. It lies below the floor at the "
+        "first seven and above it at the last, which has no later token to read.",
+    )
 
 
 def norm_weights(rows: Mapping[str, np.ndarray]) -> Figure:
@@ -94,17 +190,26 @@ def norm_weights(rows: Mapping[str, np.ndarray]) -> Figure:
     Args:
         rows: title to an array of weights, (layers, C).
     """
-    figure, axes = new_figure(1, len(rows), figsize=(7.5, 3.2))
+    figure, axes = new_figure(1, len(rows), figsize=(7.5, 3.3), sharey=True)
     for ax, (title, weights) in zip(axes, rows.items(), strict=True):
         x = np.arange(len(weights))
-        low, quarter, middle, three, high = np.percentile(weights, [1, 25, 50, 75, 99], axis=1)
-        ax.fill_between(x, low, high, color=COLOURS["norm"], alpha=0.25, label="98 % of channels")
-        ax.fill_between(x, quarter, three, color=COLOURS["norm"], alpha=0.6, label="half of them")
-        ax.plot(x, middle, color=COLOURS["residual"], linewidth=1.5, label="median")
-        ax.axhline(
-            1, color=COLOURS["wrong"], linewidth=1.2, linestyle="--", label="start of training"
-        )
-        ax.set(xlabel="layer", title=title, ylim=(-0.15, 1.15))
-    axes[0].set_ylabel("weight of the norm")
-    axes[1].legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(0, 0.86))
-    return figure
+        low, quarter, middle, three, high = np.percentile(weights, [0, 25, 50, 75, 100], axis=1)
+        ax.fill_between(x, low, high, color=COLOURS["norm"], alpha=0.25, linewidth=0)
+        ax.fill_between(x, quarter, three, color=COLOURS["norm"], alpha=0.7, linewidth=0)
+        ax.plot(x, middle, color=COLOURS["residual"], linewidth=1.5)
+        ax.axhline(1, color=COLOURS["wrong"], linewidth=1.2, linestyle="--")
+        ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
+        ax.set(xlabel="layer", title=title)
+    axes[0].set(ylabel="weight of the norm", ylim=(-0.45, 1.6))
+    last = len(x) - 1
+    axes[0].text(last, 1.03, "start of training", ha="right", va="bottom", fontsize=9.5,
+                 color=COLOURS["wrong"])  # fmt: skip
+    axes[1].text(last, 1.33, "pale: all channels\ndark: the middle half\nline: the median",
+                 ha="right", va="center", fontsize=9)  # fmt: skip
+    return describe(
+        figure,
+        "Learned weights of the norms against the layer, before attention and before the MLP. The "
+        "median lies between a twentieth and a half, far below the 1 at which training started, "
+        "and rises with depth. Within one layer the channels differ widely; a few weights before "
+        "attention are negative.",
+    )
