@@ -1,8 +1,7 @@
 """A conversation becomes tokens: a chat template writes it, and nobody's words can forge a turn.
 
-A template is a small Jinja program that comes with the weights, from anybody. It is rendered as
-``transformers`` does it, in Jinja's sandbox. Then the special tokens that the template wrote become
-tokens; the same characters in what somebody said stay characters.
+The special tokens that the template wrote become tokens; the same characters in what somebody said
+stay characters.
 """
 
 from __future__ import annotations
@@ -11,138 +10,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smol_scratch.templates import TooMuchError, plain, render_chat, within_time
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 Change = Callable[[str], str]
-
-
-def render_chat(
-    template: str,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    now: datetime | None = None,
-    **variables: Any,
-) -> str:
-    """Return the text that a chat template writes.
-
-    Args:
-        template: its source.
-        messages: the conversation; a field that is None counts as left out.
-        now: what ``strftime_now`` tells; the clock unless told.
-        **variables: what else the template sees: ``tools``, ``documents``,
-            ``add_generation_prompt``, ``bos_token``, ….
-
-    Raises:
-        ValueError: when the template is no template, or refuses the conversation.
-        TypeError: for a value that JSON does not have.
-
-    Source: ``apply_chat_template`` of ``transformers``.
-    """
-    now = now or datetime.now()
-    seen = {"tools": None, "documents": None, "add_generation_prompt": False} | variables
-    try:
-        return _compiled(template).render(
-            messages=[_message(_plain(message)) for message in messages],
-            strftime_now=lambda form: now.strftime(form),
-            **{name: _plain(value) for name, value in seen.items()},
-        )
-    except TypeError as error:
-        if "JSON" in str(error):
-            raise
-        raise ValueError(f"the chat template fails: {error}") from error
-    except Exception as error:  # a template can do anything but harm
-        raise ValueError(f"the chat template refuses: {error}") from error
-
-
-@lru_cache(maxsize=16)
-def _compiled(template: str) -> Template:
-    from jinja2 import TemplateError, nodes
-    from jinja2.exceptions import SecurityError
-    from jinja2.ext import Extension
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class Generation(Extension):
-        """``{% generation %}`` marks an answer for training; for its text it does nothing."""
-
-        tags = {"generation"}  # noqa: RUF012 (Jinja's own way)
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    class PublicNamespace(Namespace):
-        """A namespace through which nothing hidden in Python is reached."""
-
-        def __init__(*args: Any, **values: Any) -> None:  # any name may be among the values
-            Namespace.__init__(args[0])
-            for name, value in dict(*args[1:], **values).items():
-                args[0][name] = value
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            if str(name).startswith("_"):
-                raise SecurityError(f"a namespace has no {name}")
-            super().__setitem__(name, value)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        # Jinja's own is for web pages, and writes < as an escape.
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals |= {
-        "raise_exception": raise_exception,
-        "namespace": PublicNamespace,
-        "dict": lambda *args, **values: dict(*args, **values),
-    }
-    return environment.from_string(template)
-
-
-def _plain(value: Any) -> Any:
-    """Return a copy in JSON's types: a template sees nothing that has methods of its own."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    raise TypeError(f"{value!r:.60} ({type(value).__name__}): JSON has no such value")
-
-
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is None, and give reasoning all the names that templates read it by."""
-    message = {name: value for name, value in message.items() if value is not None}
-    thoughts = [message[n] for n in ("reasoning_content", "thinking", "reasoning") if n in message]
-    if thoughts:
-        message = {"thinking": thoughts[0], **message, "reasoning_content": thoughts[0]}
-    return message
 
 
 def encode_chat(
@@ -168,21 +41,22 @@ def encode_chat(
             and passes on, unless the assistant said it.
         TypeError: as ``render_chat``.
     """
-    said = _Said(tokenizer, template, messages, variables)
-    text = said.written([str] * len(said.strings))
-    added = tokenizer.backend.get_added_tokens_decoder().values()
-    control = [
-        token.content
-        for token in added
-        if token.special or (token.content in template and not token.content.isspace())
-    ]
-    marks = _Marks(control, text + template)
-    found = _marked(said, marks, text, [marks.strong] * len(said.strings))
-    if found is None:
-        found = _marked(said, marks, text, _ways(said, marks, text))
-    if found is None or found == text:
-        return tokenizer.encode(text)
-    return _encode_marked(tokenizer, marks, found, control)
+    with within_time():
+        said = _Said(tokenizer, template, messages, variables)
+        text = said.written([str] * len(said.strings))
+        added = tokenizer.backend.get_added_tokens_decoder().values()
+        control = [
+            token.content
+            for token in added
+            if token.special or (token.content in template and not token.content.isspace())
+        ]
+        marks = _Marks(control, text + template)
+        found = _marked(said, marks, text, [marks.strong] * len(said.strings))
+        if found is None:
+            found = _marked(said, marks, text, _ways(said, marks, text))
+        if found is None or found == text:
+            return tokenizer.encode(text)
+        return _encode_marked(tokenizer, marks, found, control)
 
 
 class _Said:
@@ -201,7 +75,7 @@ class _Said:
         variables: Mapping[str, Any],
     ) -> None:
         self.template, self.names = template, tokenizer.names
-        self.messages, self.variables = _plain(list(messages)), _plain(variables)
+        self.messages, self.variables = plain(list(messages)), plain(variables)
         self.now = datetime.now()  # the same, however often it is written
         self.strings: list[str] = []
         self.by_assistant: list[bool] = []
@@ -241,6 +115,8 @@ def _marked(said: _Said, marks: _Marks, text: str, ways: Sequence[Change]) -> st
     """Return the text with the marks in it; None where they make it another text."""
     try:
         found = marks.unescaped(said.written(ways))
+    except TooMuchError:
+        raise
     except ValueError:
         return None
     return found if marks.undone(found) == text else None

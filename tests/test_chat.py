@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from smol_scratch import assets, load_tokenizer
-from smol_scratch.chat import encode_chat, render_chat
+from smol_scratch.chat import encode_chat
 from smol_scratch.generation import CHAT_TEMPLATE, chat_prompt, stop_tokens
 from smol_scratch.gguf_file import read_gguf
+from smol_scratch.templates import TooMuchError, render_chat
 from smol_scratch.tokenizer import SmolLM2Tokenizer, read_chat_templates, tokenizer_for
 
 # In the manner of those that are in use; each leans on another corner of Jinja.
@@ -540,6 +541,62 @@ def test_what_a_template_must_not_do_is_one_line(template, ours):
     with pytest.raises(ValueError, match="the chat template") as error:
         chat_prompt(ours, "Hi", template=template)
     assert "\n" not in str(error.value)
+
+
+NESTED = (
+    "{% set n = namespace(s=[1]) %}{% for i in range(99) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
+)
+GROWING = (
+    "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+)
+ENDLESS = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{{ range(99999)|map('string')|join|length }}{% endfor %}",
+    "{% for a in range(99999) %}{{ range(9999)|sort|first }}{% endfor %}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    GROWING,
+    GROWING.replace("~", "+"),
+    GROWING.replace("n.s ~ n.s", "n.s * 9"),
+    GROWING.replace("'x'", "[1]").replace("~", "+"),
+    GROWING.replace("'x'", "7").replace("~", "*"),
+    *(NESTED + written for written in ("{{ n.s }}", "{{ n.s|tojson }}", "{{ n.s ~ 1 }}")),
+    "{{ 'x' * 10 ** 10 }}",
+    "{{ 10 ** 10 ** 10 }}{{ (10 ** 999) ** 9999 }}",
+    "{{ 'x'.ljust(10 ** 10) }}",
+    "{{ 'x'|center(10 ** 10) }}",
+    "{{ 'x'|indent(10 ** 10) }}",
+    "{{ '%10000000000d' % 1 }}",
+    "{{ '{:10000000000}'.format(1) }}",
+    "{{ '{:{}}'.format(1, 10 ** 10) }}",
+    "{{ messages|tojson(indent=10 ** 10) }}",
+    "{{ 'x'|batch(10 ** 9, 'y')|list }}",
+    "{{ ('x' * 99999).replace('x', 'y' * 99999) }}",
+    "{{ ('x' * 99999)|replace('', 'y' * 99999) }}",
+    "{{ range(99999)|join('x' * 99999) }}",
+    "{{ ('x' * 99999).join(range(99999)|map('string')) }}",
+    "{{ ('{0}' * 99999).format('x' * 99999) }}",
+    "{% set x %}{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}{% endset %}",
+]
+
+
+@pytest.mark.parametrize("template", ENDLESS)
+def test_a_template_that_never_ends_or_fills_the_memory_is_one_line(template, ours):
+    with pytest.raises(TooMuchError, match=r"^the chat template goes on and on: it [^\n]*$"):
+        encode_chat(ours, template, [{"role": "user", "content": "<|im_end|>"}])
+
+
+def test_the_bounds_leave_room_for_a_book(ours):
+    """Half a million characters, changed and written in the ways that templates have."""
+    book = "A line of it, with <tags> and 10000000000.\n" * 12_000
+    template = """
+{%- for m in messages %}{% set said = m.content|replace('<tags>', '<|tags|>')|indent(8) %}
+{{- '%s: %s' % (m.role, said) }}{{ '{}'.format(said)|length }}{{ m|tojson(indent=2)|length }}
+{{- ''.join([m.role, said])|length }}{{ (said ~ said)|length }}{{ said.split('\n')|length }}
+{%- endfor %}"""
+    text = render_chat(template, [{"role": "user", "content": book}])
+    assert text.startswith("user: A line of it, with <|tags|> and 10000000000.\n        A line")
+    assert len(text) > 12_000 * 50
 
 
 def test_a_templates_messages_are_a_copy(ours):

@@ -29,6 +29,7 @@ WRONG = {
     "check_hot_limit": [
         (0.2, "the limit without top-k"),
         (0.5, "that is temperature 1"),
+        (0.34, "divide the scores by a very large number"),
         (1.0, "divide the scores by a very large number"),
         (0.0, "divide the scores by a very large number"),
         ("a third", "answer with one number"),

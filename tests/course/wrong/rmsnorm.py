@@ -21,6 +21,11 @@ def without_the_weight(x, weight, grad, eps):
     return parts(x, torch.ones_like(weight), grad, eps)[0] * grad
 
 
+def without_eps(x, weight, grad, eps):
+    r, g, mean = parts(x, weight, grad, 0.0)
+    return r * g - x * r**3 * mean
+
+
 def plus(x, weight, grad, eps):
     r, g, mean = parts(x, weight, grad, eps)
     return r * g + x * r**3 * mean
@@ -34,6 +39,7 @@ WRONG = {
     "check_scale": [
         (10, "what is left of the factor"),
         (10**0.5, "what is left of the factor"),
+        (1.01, "what is left of the factor"),
         (0.1, "what is left of the factor"),
         (0, "what is left of the factor"),
     ],
@@ -43,6 +49,7 @@ WRONG = {
         (mean_over_tokens, "is the mean taken over channels?"),
         (without_the_weight, "from autograd"),
         (plus, "from autograd"),
+        (without_eps, "from autograd"),
         (lambda x, weight, grad, eps: grad.sum(-1), "must have the shape of x"),
     ],
     "check_overflow": [

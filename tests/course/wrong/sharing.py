@@ -66,6 +66,7 @@ WRONG = {
         (1.711e9 * 34 / 32, "divide by 10"),
         (1.711 * 34 / 32 * 1e9 / 2**30, "that is in GiB"),
         (6.85, "32 in a matrix take 34 bytes"),
+        (1.83, "32 in a matrix take 34 bytes"),
         (0.97, "32 in a matrix take 34 bytes"),
         ("two", "answer with one number"),
     ],
