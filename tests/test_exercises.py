@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -111,6 +113,40 @@ def divided_by_pieces(model, x, y, sizes):
     return total
 
 
+def attend_next(q, k, v, cache, scale=None, late=False):
+    old = cache.get("k", k.new_empty(0, len(k))), cache.get("v", v.new_empty(0, len(v)))
+    new = torch.cat((old[0], k[None])), torch.cat((old[1], v[None]))
+    cache["k"], cache["v"] = new
+    keys, values = old if late and len(old[0]) else new
+    return torch.softmax(keys @ q * (scale or len(q) ** -0.5), 0) @ values
+
+
+def written(tensors, order="<Q", whole=False, from_start=False):
+    """Write a safetensors file as a reader might, with one mistake."""
+    header, numbers, before = {}, b"", 0
+    for _ in range(3 if from_start else 1):  # until the places no longer move
+        numbers = b""
+        for name, tensor in tensors.items():
+            piece = tensor.numpy().tobytes()
+            place = [before + len(numbers), before + len(numbers) + len(piece)]
+            header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": place}
+            numbers += piece
+        before = 8 + len(json.dumps(header)) if from_start else 0
+    text = json.dumps(header).encode()
+    length = 8 + len(text) + len(numbers) if whole else len(text)
+    return struct.pack(order, length) + text + numbers
+
+
+def dequantised(raw, kind=torch.int8):
+    blocks = raw.unflatten(-1, (-1, 34))
+    step = blocks[..., :2].contiguous().view(torch.float16).float()
+    return (step * blocks[..., 2:].contiguous().view(kind).float()).flatten(-2)
+
+
+def below_a_share_of_the_score(logits, min_p):
+    return logits.masked_fill(logits < min_p * logits.amax(), -math.inf)
+
+
 @pytest.mark.parametrize(
     ("checker", "answer"),
     [
@@ -122,10 +158,12 @@ def divided_by_pieces(model, x, y, sizes):
         ("assembled.check_rows", [9, 49_152]),
         ("assembled.check_cross_entropy", surprise),
         ("assembled.check_start", 0.14),
-        ("generation.check_hot_limit", 0.33),
-        ("generation.check_hot_limit", Fraction(1, 3)),
-        ("generation.check_hot_limit", np.float32(1 / 3)),
-        ("generation.check_hot_limit", torch.tensor([5.0, 5.0, 5.0]).softmax(0)[0]),
+        ("generation.check_tokens_per_second", 52),
+        ("generation.check_tokens_per_second", Fraction(400_000, 7_650)),
+        ("generation.check_tokens_per_second", np.float32(52.3)),
+        ("generation.check_tokens_per_second", torch.tensor(52.29)),
+        ("generation.check_mystery", {"temperature": 1.6, "top_p": 0.75, "first": "top_p"}),
+        ("generation.check_one_head", attend_next),
         ("block.check_routes", np.int64(64)),
     ],
 )
@@ -159,11 +197,67 @@ def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
         ("assembled.check_rows", (9, 9), "tied, 9 is not it"),
         ("assembled.check_cross_entropy", lambda z, y: -surprise(z, y), "the sign"),
         ("assembled.check_start", 0.02, "nats above ln V, not 1"),
-        ("generation.check_hot_limit", 0.2, "the limit without top-k"),
+        ("generation.check_tokens_per_second", 50 / 1.7 / 4.5, "4.5 are bits"),
+        ("generation.check_tokens_per_second", 7.35, "that is float32"),
+        ("generation.check_tokens_per_second", 14.7, "that is bfloat16"),
+        ("generation.check_tokens_per_second", 0.0191, "seconds per token"),
         ("generation.check_min_p", lambda z, p: z.masked_fill_(z < 0, 0), "changes its input"),
+        ("generation.check_min_p", below_a_share_of_the_score, "is not the score of"),
+        (
+            "generation.check_min_p",
+            lambda z, p: z.masked_fill(z < z.amax() + math.log(p), -math.inf),
+            "its own largest score",
+        ),
+        (
+            "generation.check_min_p",
+            lambda z, p: z.masked_fill(z < z.amax(-1, keepdim=True) + p, -math.inf),
+            "the logarithm of the quotient",
+        ),
+        ("generation.check_one_head", lambda q, k, v, cache: v, "does your cache keep"),
+        (
+            "generation.check_one_head",
+            lambda *given: attend_next(*given, scale=1.0),
+            "the square root of D",
+        ),
+        (
+            "generation.check_one_head",
+            lambda *given: attend_next(*given, late=True),
+            "append its key and value first",
+        ),
+        (
+            "generation.check_mystery",
+            {"temperature": 0.625, "top_p": 0.75, "first": "top_p"},
+            "reciprocal",
+        ),
+        (
+            "generation.check_mystery",
+            {"temperature": 1.6, "top_p": 0.665, "first": "temperature"},
+            "try equal scores",
+        ),
+        (
+            "generation.check_mystery",
+            {"temperature": 1.6, "top_p": 0.75, "first": "temperature"},
+            "move two scores apart",
+        ),
         ("training.check_first_loss", math.log(49_152), "so much costs knowing nothing"),
         ("training.check_accumulate", divided_by_pieces, "a mean of means is not the mean"),
-        ("sharing.check_file_size", 1.711, "one byte a number"),
+        ("sharing.check_file_size", 1.711, "one byte per number"),
+        ("sharing.check_file_size", 1.818e9, "divide by 10⁹"),
+        ("sharing.check_file_size", 1.6935, "that is in GiB"),
+        ("sharing.check_arrived", "model.layers.2.self_attn.k_proj", "did you mean"),
+        ("sharing.check_arrived", "model.layers.2.mlp.up_proj.weight", "which matrices feed"),
+        ("sharing.check_arrived", "model.layers.2.self_attn.q_proj.weight", "the right block"),
+        ("sharing.check_arrived", "model.layers.0.self_attn.k_proj.weight", "not this one"),
+        ("sharing.check_write_file", lambda tensors: written(tensors, ">Q"), "little-endian"),
+        ("sharing.check_write_file", lambda tensors: written(tensors, whole=True), "of the header"),
+        (
+            "sharing.check_write_file",
+            lambda tensors: written(tensors, from_start=True),
+            "count from the first byte after",
+        ),
+        ("sharing.check_dequantise", lambda raw: dequantised(raw, torch.uint8), "have a sign"),
+        ("sharing.check_dequantise", lambda raw: dequantised(raw).half(), "nearly"),
+        ("sharing.check_dequantise", lambda raw: raw.float(), "34 bytes are 32"),
     ],
 )
 def test_a_plausible_mistake_gets_its_hint(checker, answer, hint, capsys):

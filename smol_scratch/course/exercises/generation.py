@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smol_scratch import explicit_attention
 from smol_scratch.course.exercises import Hint, exercise
-from smol_scratch.generation import filter_logits, keep_min_p
+from smol_scratch.generation import apply_temperature, keep_min_p, keep_top_p
 
 
 @exercise
-def check_hot_limit(answer: float) -> str:
-    """Expect the likeliest token's probability for top-k 3 and a temperature without bound."""
+def check_tokens_per_second(answer: float) -> str:
+    """Expect the limit for 1.7 billion weights of 4.5 bits at 50 GB per second."""
     if not isinstance(answer, int | float):
-        raise Hint("answer with one number, a probability")
-    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]]).log() * 2
-    ids = torch.zeros(1, 1, dtype=torch.int64)
-    limit = F.softmax(filter_logits(logits, ids, temperature=1e6, top_k=3), dim=-1).max().item()
-    if math.isclose(answer, 1 / 5, abs_tol=1e-3):
-        raise Hint("that is the limit without top-k; how many tokens are left with it?")
-    if math.isclose(answer, 25 / 50, abs_tol=1e-3):
-        raise Hint("that is temperature 1; without bound, every difference between scores vanishes")
-    if not math.isclose(answer, limit, abs_tol=5e-3):
-        raise Hint("divide the scores by a very large number: what is e to the power of each?")
-    return "heat flattens what is left, and top-k still says what is left"
+        raise Hint("answer with one number, tokens per second")
+    right = 50e9 / (1.7e9 * 4.5 / 8)
+    slips = {
+        50 / 1.7 / 4.5: "4.5 are bits; memory's bandwidth is given in bytes",
+        50 / 1.7 / 4: "that is float32, four bytes per weight; these have 4.5 bits",
+        50 / 1.7 / 2: "that is bfloat16, two bytes per weight; these have 4.5 bits",
+        50 / 1.7: "that is one byte per weight; how many bytes are 4.5 bits?",
+        50 / 1.7 / 4.5 * 64: "eight bits are one byte: divide the bits by 8 once",
+        1.7 * 4.5 / 8 / 50: "that is seconds per token; the question asks for tokens per second",
+        50 / (1.7 * 4.5 / 8) / 2: "each weight is read once per token, not once per operation",
+    }
+    for value, hint in slips.items():
+        if math.isclose(answer, value, rel_tol=0.02):
+            raise Hint(hint)
+    if not math.isclose(answer, right, rel_tol=0.02):
+        raise Hint("bytes per second, divided by the bytes that one token has to read")
+    return "no program can be faster on that laptop, whatever its processor"
 
 
 @exercise
@@ -60,65 +67,67 @@ def check_min_p(answer: Callable[[Tensor, float], Tensor]) -> str:
     return "in scores min-p is a distance from the top, and needs no softmax"
 
 
-def _language(seed: int, V: int) -> Callable[[list[int]], Tensor]:
-    """Return a made-up language: the logarithms of the next token's probabilities after ids."""
+@exercise
+def check_one_head(answer: Callable[[Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor]) -> str:
+    """Expect a function (q, k, v, cache) -> y that attends to all tokens so far."""
+    generator = torch.Generator().manual_seed(7)
+    for T, D in ((1, 4), (6, 8), (9, 16)):
+        q, k, v = (torch.randn(T, D, generator=generator) for _ in range(3))
+        whole = explicit_attention(q[None, None], k[None, None], v[None, None])[0, 0]  # (T, D)
+        cache: dict[str, Tensor] = {}
+        for t in range(T):
+            found = answer(q[t].clone(), k[t].clone(), v[t].clone(), cache)
+            if not isinstance(found, Tensor) or found.shape != (D,):
+                raise Hint(f"token {t + 1}: return a tensor of shape (D,), here ({D},)")
+            if torch.allclose(found, whole[t], atol=1e-5):  # sums of 16 numbers of size 1
+                continue
+            unscaled = (k[: t + 1] @ q[t]).softmax(0) @ v[: t + 1]
+            if torch.allclose(found, unscaled, atol=1e-5):
+                raise Hint("divide the scores by the square root of D before the softmax")
+            if t and torch.allclose(found, v[t], atol=1e-5):
+                raise Hint("the second token sees only itself: does your cache keep anything?")
+            earlier = (k[:t] @ q[t] / D**0.5).softmax(0) @ v[:t] if t else None
+            if earlier is not None and torch.allclose(found, earlier, atol=1e-5):
+                raise Hint("a token also attends to itself: append its key and value first")
+            raise Hint(f"token {t + 1} of {T} is wrong: compare softmax(K q / √D) V by hand")
+        if T > 1 and not cache:
+            raise Hint("right, but the cache is empty: what was stored must be in `cache`")
+    return "each step attends to everything so far, and computes one row"
 
-    def score(ids: list[int]) -> Tensor:
-        number = seed
-        for token in ids:
-            number = (number * 31 + token + 1) % 1_000_003
-        generator = torch.Generator().manual_seed(number)
-        return F.log_softmax(2 * torch.randn(V, generator=generator, dtype=torch.double), dim=-1)
 
-    return score
+def mystery(logits: Tensor) -> Tensor:
+    """Return the probabilities that a program draws from, (B, V), given scores (B, V).
 
-
-def _beam_search(
-    score: Callable[[list[int]], Tensor], start: list[int], beams: int, length: int
-) -> list[int]:
-    kept = [(0.0, list(start))]
-    for _ in range(length):
-        longer = [
-            (total + value, [*ids, token])
-            for total, ids in kept
-            for token, value in enumerate(score(ids).tolist())
-        ]
-        kept = sorted(longer, key=lambda pair: pair[0], reverse=True)[:beams]
-    return kept[0][1]
+    What it does with temperature and top-p is what the exercise asks: find out from outside.
+    """
+    return F.softmax(apply_temperature(keep_top_p(logits.double(), 0.75), 1.6), dim=-1)
 
 
 @exercise
-def check_beam_search(
-    answer: Callable[[Callable[[list[int]], Tensor], list[int], int, int], list[int]],
-) -> str:
-    """Expect a function (score, start, beams, length) -> the best text found, start included."""
-    V, length = 3, 4
-    for seed in range(8):  # in the last, two beams lose the best text
-        score, start = _language(seed, V), [seed % V]
-
-        def total(ids: list[int], score: Callable[[list[int]], Tensor] = score) -> float:
-            return sum(float(score(ids[:i])[ids[i]]) for i in range(1, len(ids)))
-
-        texts = [start + list(tail) for tail in product(range(V), repeat=length)]
-        best = max(texts, key=total)
-        for beams in (1, 2, V**length):
-            found = answer(score, list(start), beams, length)
-            if isinstance(found, Tensor):
-                found = found.tolist()
-            expected = _beam_search(score, start, beams, length)
-            if not isinstance(found, list) or len(found) != len(expected):
-                raise Hint(f"return a list of {len(expected)} tokens: start, and {length} new ones")
-            if found == expected:
-                continue
-            if beams == 1:
-                raise Hint("with one beam it must be the greedy text")
-            if beams == V**length and found != best:
-                raise Hint(
-                    "with a beam for every possible text it must find the likeliest of all; do "
-                    "you add up the logarithms along the whole text?"
-                )
-            raise Hint(
-                f"wrong with {beams} beams: in each round extend every kept text by every token, "
-                "and keep the best of all of these together"
-            )
-    return "one beam is greedy, all beams are a search through everything"
+def check_mystery(answer: Mapping[str, Any]) -> str:
+    """Expect temperature, top_p, and which of the two comes "first"."""
+    names = ("temperature", "top_p", "first")
+    if not isinstance(answer, Mapping) or set(answer) != set(names):
+        raise Hint(f"answer with a dictionary of {', '.join(names)}")
+    if any(answer[name] is ... for name in names):
+        raise NotImplementedError
+    temperature, top_p = float(answer["temperature"]), float(answer["top_p"])
+    if math.isclose(temperature, 1 / 1.6, abs_tol=0.02):
+        raise Hint("the temperature's reciprocal: it divides the scores")
+    if not math.isclose(temperature, 1.6, abs_tol=0.03):
+        raise Hint(
+            "temperature: give it two tokens close enough that both stay, and compare the "
+            "logarithm of their ratio with the difference of their scores"
+        )
+    if math.isclose(top_p, 0.665, abs_tol=0.01):
+        raise Hint("top_p: that would be it if the temperature came first; try equal scores")
+    if not math.isclose(top_p, 0.75, abs_tol=0.011):
+        raise Hint("top_p: of a thousand tokens with equal scores, how many stay?")
+    if answer["first"] == "temperature":
+        raise Hint(
+            "first: move two scores apart until the second token goes. What probability did the "
+            "other one have then, with the temperature and without it?"
+        )
+    if answer["first"] != "top_p":
+        raise Hint('first must be "temperature" or "top_p"')
+    return "top-p cut the model's own list, and the heat came too late to let anybody in"

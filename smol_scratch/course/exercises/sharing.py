@@ -10,6 +10,8 @@ from torch import Tensor
 from smol_scratch.accounting import parameters
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
+from smol_scratch.hub import neighbours_from_halves
+from smol_scratch.model import SmolLM2
 
 
 @exercise
@@ -36,7 +38,7 @@ def check_write_file(answer: Callable[[dict[str, Tensor]], bytes]) -> str:
         raise Hint("the first eight bytes hold the length of the header alone, not of the file")
     if 8 + length + numbers != len(raw):
         if 8 + int.from_bytes(raw[:8], "big") + numbers == len(raw):
-            raise Hint("the length is written with its small end first: struct's '<Q'")
+            raise Hint("the length is written little-endian: struct's '<Q'")
         raise Hint(
             f"8 bytes of length, {length:,} of header (so say the 8) and {numbers} of numbers make "
             f"{8 + length + numbers:,}; you returned {len(raw):,}"
@@ -109,10 +111,59 @@ def check_file_size(answer: float) -> str:
     if abs(answer - expected * 1e9) < 1e7:
         raise Hint("in GB: divide by 10⁹")
     if abs(answer - (matrices + norms) / 1e9) < 0.006:
-        raise Hint("you took one byte a number; the steps are stored too")
+        raise Hint("you took one byte per number; the steps are stored too")
     if abs(answer - expected * 1e9 / 2**30) < 0.006:
         raise Hint("that is in GiB, 2³⁰ bytes; here GB are 10⁹")
     raise Hint(
         "not it. Count the numbers in matrices and in norms (accounting.parameters does); 32 in a "
         "matrix take 34 bytes, one in a norm takes 4"
+    )
+
+
+_MOVED = "model.layers.2.self_attn.k_proj.weight"
+
+
+def _sent() -> SmolLM2:
+    """Return the model as its sender has it."""
+    config = SmolLM2Config.preset("tiny", n_layer=4, vocab_size=300, block_size=64)
+    generator = torch.Generator().manual_seed(2026)
+    model = SmolLM2(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        scale = 0.15 if weight.ndim == 2 else 0.3
+        weight.copy_(scale * torch.randn(weight.shape, generator=generator) + (weight.ndim == 1))
+    return model
+
+
+def arrived() -> SmolLM2:
+    """Return the model as it has arrived: the rows of one matrix are in GGUF's order."""
+    model = _sent()
+    weight = model.get_parameter(_MOVED)
+    weight.copy_(neighbours_from_halves(weight.clone(), model.config.head_dim))
+    return model
+
+
+def senders_logits() -> tuple[Tensor, Tensor]:
+    """Return tokens, (1, T), and the logits that the sender's model gives for them, (1, T, V)."""
+    idx = torch.arange(1, 25)[None] * 11 % 300
+    return idx, _sent()(idx)[0]
+
+
+@exercise
+def check_arrived(answer: str) -> str:
+    """Expect the name of the matrix whose rows were moved."""
+    names = list(_sent().state_dict())
+    if not isinstance(answer, str):
+        raise Hint("answer with a name, as in model.state_dict()")
+    if answer not in names:
+        near = f"{answer}.weight"
+        raise Hint(f"no such name; did you mean {near!r}?" if near in names else "no such name")
+    if answer == _MOVED:
+        return "one matrix of dozens, found by undoing one move at a time"
+    if "q_proj" not in answer and "k_proj" not in answer:
+        raise Hint("the order of rows matters where pairs are turned: which matrices feed RoPE?")
+    if answer.split(".")[2] == _MOVED.split(".")[2]:
+        raise Hint("the right block, but repairing this one moves the logits further away")
+    raise Hint(
+        "not this one: with its rows put back the logits are still not the sender's. Did you put "
+        "the earlier candidates back as they were?"
     )
