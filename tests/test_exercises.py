@@ -113,6 +113,27 @@ def divided_by_pieces(model, x, y, sizes):
     return total
 
 
+def not_divided(model, x, y, sizes):
+    return divided_by_pieces(
+        lambda *part: [len(sizes) * loss for loss in model(*part)], x, y, sizes
+    )
+
+
+def without_a_loss(model, x, y, sizes):
+    for x_piece, y_piece in zip(x.split(sizes), y.split(sizes), strict=True):
+        (model(x_piece, y_piece)[1] * len(x_piece) / len(x)).backward()
+
+
+def resumed(state, saved, optimizer=True, generator=True, step=0):
+    state.model.load_state_dict(saved["weights"])
+    if optimizer:
+        state.optimizer.load_state_dict(saved["optimizer"])
+    state.loader.load_state_dict(saved["loader"])
+    if generator:
+        torch.set_rng_state(saved["generator"])
+    state.step = step or saved["step"]
+
+
 def attend_next(q, k, v, cache, scale=None, late=False):
     old = cache.get("k", k.new_empty(0, len(k))), cache.get("v", v.new_empty(0, len(v)))
     new = torch.cat((old[0], k[None])), torch.cat((old[1], v[None]))
@@ -240,7 +261,29 @@ def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
             "move two scores apart",
         ),
         ("training.check_first_loss", math.log(49_152), "so much costs knowing nothing"),
+        ("training.check_first_loss", 299, "many tokens share the sum"),
+        ("training.check_first_loss", 24, "the softmax goes by the largest"),
         ("training.check_accumulate", divided_by_pieces, "a mean of means is not the mean"),
+        ("training.check_accumulate", not_divided, "times too long"),
+        ("training.check_accumulate", without_a_loss, "return the loss of the whole"),
+        (
+            "training.check_resume",
+            lambda state, saved: resumed(state, saved, optimizer=False),
+            "begins anew",
+        ),
+        (
+            "training.check_resume",
+            lambda state, saved: resumed(state, saved, generator=False),
+            "where it is",
+        ),
+        (
+            "training.check_resume",
+            lambda state, saved: resumed(state, saved, step=6),
+            "the step is 6",
+        ),
+        ("training.check_batch", 6, "would read it"),
+        ("training.check_batch", 0, "nearly"),
+        ("training.check_batch", 100, "another batch fits"),
         ("sharing.check_file_size", 1.711, "one byte per number"),
         ("sharing.check_file_size", 1.818e9, "divide by 10⁹"),
         ("sharing.check_file_size", 1.6935, "that is in GiB"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
+from smol_scratch.course.notebook import read_record
 from smol_scratch.model import SmolLM2
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.training import RunOptions, TrainingState, train
@@ -24,7 +25,7 @@ def check_first_loss(answer: float) -> str:
     One layer stands for thirty: the last norm hides how many there were.
     """
     if not isinstance(answer, int | float):
-        raise Hint("answer with one number, in nats a token")
+        raise Hint("answer with one number, in nats per token")
     config = SmolLM2Config(n_layer=1, init_std=1.0, block_size=128)
     torch.manual_seed(0)
     model = SmolLM2(config)
@@ -128,6 +129,41 @@ def check_resume(answer: Callable[[TrainingState, dict[str, Any]], None]) -> str
     if not all(torch.equal(ours[name], theirs[name]) for name in ours):
         raise Hint("the losses are equal and the weights at the end are not")
     return "five steps more, and every bit is where it would have been"
+
+
+def fifteenth_pass() -> Tensor:
+    """Return the recorded run's losses at the 333 batches of its fifteenth pass, in order."""
+    rows = [row for row in read_record("full_run.csv") if row["loss"] is not None]
+    losses = {row["step"]: row["loss"] for row in rows}
+    return torch.tensor([losses[14 * 333 + batch] for batch in range(333)], dtype=torch.float64)
+
+
+def last_lines() -> Tensor:
+    """Return the ten losses that the original project logged after its resume."""
+    rows = read_record("description_log.csv")
+    return torch.tensor([r["loss"] for r in rows if r["step"] > 5_000], dtype=torch.float64)
+
+
+@exercise
+def check_batch(answer: int) -> str:
+    """Expect the batch of a pass that the original project's step 5,001 read."""
+    if isinstance(answer, bool) or not isinstance(answer, int | float) or answer != int(answer):
+        raise Hint("answer with one whole number, a batch from 0 to 332")
+    mine, theirs = fifteenth_pass(), last_lines()
+    if not 0 <= answer <= len(mine) - 46:
+        raise Hint("ten batches, five apart, must fit into the pass: 0 to 287")
+    fits = [
+        torch.corrcoef(torch.stack((mine[b : b + 46 : 5], theirs)))[0, 1].item()
+        for b in range(len(mine) - 45)
+    ]
+    right = max(range(len(fits)), key=fits.__getitem__)
+    if answer == right:
+        return "the resumed run had begun the text again at its first token"
+    if answer == 6:
+        raise Hint(f"a loader that went on would read it; but the correlation is {fits[6]:.2f}")
+    if answer == 0:
+        raise Hint("nearly: the first of the ten lines is of step 5,001, not 5,000")
+    raise Hint(f"their correlation is {fits[int(answer)]:.2f}; another batch fits much better")
 
 
 def _seeded(seed: int) -> torch.Generator:
