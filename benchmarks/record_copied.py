@@ -1,8 +1,8 @@
 """Count how much of what the recorded runs write stands in the training text, word for word.
 
 ``python -m benchmarks.record_copied`` reads the samples beside the runs' records, counts for every
-length from 2 tokens on, and writes ``data/records/copied.csv``: a minute on one core. For comparison
-it counts the same for what Shakespeare wrote in plays that the text does not hold.
+length from 2 tokens on, and writes ``data/records/copied.csv``: a minute on one core. For
+comparison it counts the same for what Shakespeare wrote in plays that the text does not hold.
 """
 
 from __future__ import annotations
