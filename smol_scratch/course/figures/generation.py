@@ -225,9 +225,9 @@ def copying_heads(
     left.set_title("repetition", fontsize=10, loc="left")
     left.set_xticks(range(1, 10, 2))
     left.legend(fontsize=8.5, loc="upper left", title="silenced", title_fontsize=9)
-    for row, (name, values) in enumerate(losses.items()):
+    for row, (name, found) in enumerate(losses.items()):
         colour, marker, _ = looks[row]
-        right.plot(values, [-row] * len(values), marker, color=COLOURS[colour], markersize=7,
+        right.plot(found, [-row] * len(found), marker, color=COLOURS[colour], markersize=7,
                    alpha=0.7)  # fmt: skip
         right.text(0.02, -row + 0.24, name, fontsize=9, color=COLOURS[colour],
                    transform=right.get_yaxis_transform())  # fmt: skip
@@ -400,12 +400,12 @@ def price_of_a_token(
     figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.4), width_ratios=[1.25, 1])
     rows = [("all weights", sum(weights.values())), *caches.items()]
     y = np.arange(len(rows))[::-1]
-    start, colours = 0.0, {"SwiGLU": "mlp", "attention": "attention", "embedding": "embedding"}
+    start, colours = 0.0, {"SwiGLU": "mlp", "attention": "attention", "head": "embedding"}
     for name, count in weights.items():
         left.barh(y[0], count / 1e6, left=start / 1e6, height=0.7, edgecolor="white",
                   color=COLOURS[colours.get(name, "norm")])  # fmt: skip
         if count > 3e7:
-            left.text((start + count / 2) / 1e6, y[0], name, ha="center", va="center", fontsize=8.5,
+            left.text((start + count / 2) / 1e6, y[0], name, ha="center", va="center", fontsize=8,
                       color="white")  # fmt: skip
         start += count
     for place, (_, count) in zip(y[1:], rows[1:], strict=True):
