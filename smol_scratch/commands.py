@@ -211,7 +211,12 @@ def export(
             print(sharing.push_to_hub(folder, push))
 
 
-def demo(ckpt: str | None = None, host: str = "127.0.0.1", port: int | None = None) -> None:
+def demo(
+    ckpt: str | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+) -> None:
     """Open the demo page, for this machine alone unless told otherwise.
 
     Args:
@@ -219,15 +224,16 @@ def demo(ckpt: str | None = None, host: str = "127.0.0.1", port: int | None = No
             where not told.
         host: address to listen on; 0.0.0.0 lets others in.
         port: a free one where not told.
+        share: ask gradio's servers for a public address too, to reach the page on Colab or Kaggle.
 
     Raises:
-        ValueError: when gradio is not installed, or for a port that there is not.
+        ValueError: when gradio is not installed, or for a host or port that cannot be used.
     """
     if port is not None and not 1 <= port <= 65_535:
         raise ValueError(f"--port {port}: must lie between 1 and 65535")
     launch = import_demo("demo").launch
     with terminal.interruptible():
-        launch(ckpt, host=host, port=port)
+        launch(ckpt, host=host, port=port, share=share)
 
 
 def import_demo(what: str) -> ModuleType:

@@ -7,10 +7,12 @@ field to its type and its rule.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+LARGEST = sys.float_info.max  # finite, and so is every int up to it: beyond, float(value) fails
 
 
 def number(
@@ -43,7 +45,7 @@ def check(instance: Any) -> None:
     for field in dataclasses.fields(instance):
         value, kind = getattr(instance, field.name), kinds[field.name]
         if rule := _broken_rule(value, kind, field.metadata):
-            raise ValueError(f"{field.name}={value!r}: must be {rule}")
+            raise ValueError(f"{field.name}={value!r:.60}: must be {rule}")
 
 
 def _broken_rule(value: Any, kind: Any, bounds: Any) -> str:
@@ -55,7 +57,7 @@ def _broken_rule(value: Any, kind: Any, bounds: Any) -> str:
     if get_origin(kind) is Literal:
         return "" if value in get_args(kind) else f"one of {', '.join(get_args(kind))}"
     if kind is float:
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) <= LARGEST:
             return "a finite number"
     elif kind in (int, bool, str):
         words = {int: "a whole number", bool: "True or False", str: "a string"}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,12 +18,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import yaml
 
 from smol_scratch import SmolLM2, SmolLM2Config, assets, load_pretrained, load_tokenizer
-from smol_scratch.generation import Step, chat_prompt, generate, stop_tokens, stream
+from smol_scratch.generation import (
+    CHAT_TEMPLATE,
+    Step,
+    chat_prompt,
+    generate,
+    stop_tokens,
+    stream,
+)
+from smol_scratch.sampling import Sampling
 from smol_scratch.sharing import export_pretrained
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
@@ -34,17 +44,23 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 SOURCE = "random numbers <b>Instruct</b>"
-SAYING = ["reached", "ended", "full"]  # how a finished text is reported
+SAYING = ["; seed "]  # how a finished text is reported
 
 
 # Without a browser
 
 
-def test_a_token_shows_its_probability_and_the_runner_up(tokenizer):
+@pytest.mark.parametrize(
+    ("probability", "other", "word"),
+    [(0.3, 0.25, "next"), (0.3, 0.3, "next"), (0.25, 0.3, "most probable")],
+)
+def test_a_token_tells_its_probability_and_what_the_other_one_was(
+    tokenizer, probability, other, word
+):
     king, queen = tokenizer.encode(" king queen")
-    span = demo.token_span(tokenizer, " king", [Step(king, 0.3, queen, 0.25)])
-    said = "&quot; king&quot; 30.0%, runner-up &quot; queen&quot; 25.0%"
-    assert span == f'<span class="p2" title="{said}"> king</span>'
+    span = demo.token_span(tokenizer, " king", [Step(king, probability, queen, other)])
+    said = f"&quot; king&quot; {probability:.1%}; {word}: &quot; queen&quot; {other:.1%}"
+    assert span == f'<span class="p2" tabindex="-1" data-said="{said}"> king</span>'
 
 
 @pytest.mark.parametrize(
@@ -58,9 +74,11 @@ def test_a_character_of_several_tokens_names_them_all(tokenizer):
     ids = tokenizer.encode("𓀀")
     assert len(ids) > 1
     span = demo.token_span(tokenizer, "𓀀", [Step(token, 0.7, 30, 0.1) for token in ids])
-    assert span.count("runner-up") == len(ids)
+    assert span.count("next: ") == len(ids)
     assert span.endswith(">𓀀</span>")
-    assert 'class="p0"' not in span  # the product, not one of them
+    kind = sum(0.7 ** len(ids) < bound for bound in demo.BOUNDS)  # the product, not one of them
+    assert kind > sum(bound > 0.7 for bound in demo.BOUNDS)
+    assert f'class="p{kind}"' in span
 
 
 def test_html_and_templates_are_escaped(tokenizer):
@@ -71,14 +89,81 @@ def test_html_and_templates_are_escaped(tokenizer):
 
 
 def test_prompts_are_bounded(tokenizer):
-    assert demo.prompt_tokens(tokenizer, "a b", demo.CONTINUE, 2) == tokenizer.encode("a b")
-    assert demo.prompt_tokens(tokenizer, "a", demo.ANSWER, 99) == chat_prompt(tokenizer, "a")
-    with pytest.raises(ValueError, match="3 tokens, and 2 is the most"):
-        demo.prompt_tokens(tokenizer, "a b c", demo.CONTINUE, 2)
+    assert demo.prompt_tokens(tokenizer, "a b", None, 3) == tokenizer.encode("a b")
+    assert demo.prompt_tokens(tokenizer, "a", demo.Talk(), 99) == chat_prompt(tokenizer, "a")
+    with pytest.raises(ValueError, match="prompt has 3 tokens, and 2 is the most"):
+        demo.prompt_tokens(tokenizer, "a b c", None, 3)
+    with pytest.raises(ValueError, match="1,025 tokens, and 1,024 is the most"):
+        demo.prompt_tokens(tokenizer, "a" + " a" * 1024, None, 8192)
     with pytest.raises(ValueError, match="1,000,000 characters"):
-        demo.prompt_tokens(tokenizer, "a" * 1_000_000, demo.CONTINUE, 1024)
+        demo.checked_prompt("a" * 1_000_000)
     with pytest.raises(ValueError, match="empty"):
-        demo.prompt_tokens(tokenizer, " \n", demo.CONTINUE, 2)
+        demo.checked_prompt(" \n")
+
+
+def test_a_conversation_is_read_whole_and_leaves_room_for_an_answer(tokenizer):
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    ids = chat_prompt(tokenizer, turns)
+    talk = demo.Talk(tuple(turns[:2]))
+    assert demo.prompt_tokens(tokenizer, "c", talk, len(ids) + 1) == ids
+    with pytest.raises(ValueError, match=f"conversation has {len(ids)} tokens.*new conversation"):
+        demo.prompt_tokens(tokenizer, "c", talk, len(ids))
+
+
+def test_examples_suit_the_weights(tokenizer, text, real_model):
+    model = SmolLM2(SmolLM2Config.preset("tiny", n_layer=1))
+    ids = torch.tensor([tokenizer.encode(text[5_000:8_000])[:257]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(10):
+        model(ids[:, :-1], ids[:, 1:])[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert demo.openings(model, tokenizer) == demo.CUES
+    assert demo.openings(real_model, tokenizer) == demo.OPENINGS
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, tokens: list[int], why: str) -> list[demo.Written]:
+    """Write what a model would have drawn."""
+    steps = [Step(token, 0.5, 30, 0.1) for token in tokens[:-1]]
+    steps.append(Step(tokens[-1], 0.5, 30, 0.1, why))
+    monkeypatch.setattr(demo, "stream", lambda *_, **__: iter(steps))
+    return list(demo.write(small_model(), load_tokenizer(), [1], Sampling(), 0))
+
+
+@pytest.mark.parametrize("why", demo.ENDINGS)
+def test_a_stop_token_is_never_shown(monkeypatch, tokenizer, why):
+    for end in stop_tokens(tokenizer):
+        last = scripted(monkeypatch, [*tokenizer.encode("so be it"), end], "stop token")[-1]
+        assert last.text == re.sub("<[^>]*>", "", last.shown) == "so be it"
+        assert (last.speed[:8], last.ended) == ("3 tokens", "the model ended here")
+    alone = scripted(monkeypatch, [end], "stop token")
+    assert alone == [("", "", "0 tokens", "the model ended here")]
+    assert scripted(monkeypatch, [30], why)[-1].ended == demo.ENDINGS[why]
+
+
+def test_a_character_that_the_end_cuts_is_left_out(monkeypatch, tokenizer):
+    cut = tokenizer.encode("a𓀀")[:-1]
+    for tokens, why in ((cut, "length"), ([*cut, tokenizer.eos_id], "stop token")):
+        last = scripted(monkeypatch, tokens, why)[-1]
+        assert "\N{REPLACEMENT CHARACTER}" not in last.text + re.sub("<[^>]*>", "", last.shown)
+        assert last.text == "a"
+
+
+def test_rows_of_a_padded_vocabulary_are_never_drawn(tokenizer):
+    torch.manual_seed(0)
+    V = tokenizer.vocab_size
+    model = SmolLM2(SmolLM2Config.preset("tiny", vocab_size=V + 64)).eval()
+    with torch.no_grad():  # a padded row has the largest score by far
+        model.model.embed_tokens.weight[V:] = 100 * model.model.embed_tokens.weight[30]
+        model.model.norm.weight.mul_(6)  # type: ignore[union-attr, operator]
+    *_, last = demo.write(model, tokenizer, [30], Sampling(tokens=40, temperature=2.0), 0)
+    assert last.ended
+    drawn = [step.token for step in demo.stream(model, [30], 40, temperature=2.0)]
+    assert max(drawn) >= V  # or the test says nothing
 
 
 def test_it_listens_to_this_machine_alone_and_shares_nothing_unasked(monkeypatch):
@@ -92,6 +177,43 @@ def test_it_listens_to_this_machine_alone_and_shares_nothing_unasked(monkeypatch
     page = SimpleNamespace(launch=record)
     demo.serve(page, block=False)  # type: ignore[arg-type]
     assert (given["server_name"], given["share"]) == ("127.0.0.1", False)
+    demo.serve(page, "::1", block=False)  # type: ignore[arg-type]
+    assert given["server_name"] == "[::1]"
+
+
+def test_without_a_network_share_says_so_in_one_line_and_serves_here(
+    model, tokenizer, monkeypatch, capfd
+):
+    def no_network(*_: object, **__: object) -> None:
+        raise RuntimeError("Could not get share link from Gradio API Server.")
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", no_network)
+    page = demo.build(model, tokenizer, SOURCE)
+    address = demo.serve(page, share=True, block=False)
+    try:
+        assert httpx.get(address).status_code == 200
+    finally:
+        page.close(verbose=False)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert re.fullmatch("--share: .* cannot be reached, so there is no public address\n", said.err)
+
+
+def test_a_port_or_host_that_cannot_be_used_is_told_before_the_weights_are_loaded(monkeypatch):
+    loaded: list[Any] = []
+    monkeypatch.setattr(demo, "load_pretrained", loaded.append)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=f"^port={port}: cannot be used .*; name another"):
+            demo.launch(None, port=port)
+    for host in ("no.such.host.invalid", "203.0.113.7", "x y", ""):
+        with pytest.raises(ValueError, match=f"^host='{host}': is no address of this machine"):
+            demo.launch(None, host=host)
+    assert loaded == []
+    for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+        demo.check_address(host, None)
 
 
 def test_launch_takes_the_tokenizer_beside_the_weights(tmp_path, tokenizer, monkeypatch):
@@ -104,7 +226,7 @@ def test_launch_takes_the_tokenizer_beside_the_weights(tmp_path, tokenizer, monk
     export_pretrained(model, tmp_path / "mine", tokenizer=tokenizer)
     demo.launch(tmp_path / "mine")
     assert built[0] == (tmp_path / "mine", model.config.vocab_size)
-    assert built[1][2:] == ("the folder mine", True)
+    assert (built[1][0].chat_template, built[1][2]) == ("{{ messages }}", "the folder mine")
     assert built[2] == {"share": False}
 
 
@@ -117,6 +239,7 @@ def small_model(source: str = SOURCE) -> SmolLM2:
     model = SmolLM2(SmolLM2Config.preset("tiny")).eval().requires_grad_(False)
     model.model.norm.weight.mul_(6)  # type: ignore[union-attr, operator]
     model.source = source  # type: ignore[assignment]
+    model.chat_template = CHAT_TEMPLATE  # type: ignore[assignment]
     return model
 
 
@@ -151,7 +274,7 @@ def slow(pace: Paced) -> Iterator[Paced]:
 
 @pytest.fixture(scope="module")
 def address(model: SmolLM2, pace: Paced, tokenizer: SmolLM2Tokenizer) -> Iterator[str]:
-    page = demo.build(model, tokenizer, SOURCE, chat=True)
+    page = demo.build(model, tokenizer, SOURCE)
     yield demo.serve(page, block=False)
     page.close(verbose=False)
 
@@ -170,34 +293,68 @@ def continuation(
     return tokenizer.decode(token for token in full[len(ids) :].tolist() if token not in ends)
 
 
-def call(address: str, prompt: str, *settings: Any) -> tuple[str, str]:
-    """Ask the server without its page: length, temperature, top-k, top-p and seed."""
-    from gradio_client import Client
+REQUEST = {
+    "prompt": "ROMEO:", "form": demo.CONTINUE, "talk": None, "tokens": 5, "temperature": 0,
+    "top_k": None, "top_p": 1, "seed": 0, "hold": True,
+}  # fmt: skip
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}  # gradio would open it
 
-    client = Client(address, verbose=False, analytics_enabled=False)
-    try:
-        return client.predict(prompt, demo.CONTINUE, *settings, api_name="/generate")
-    finally:
-        client.close()
+
+def post(address: str, data: list[Any]) -> str:
+    """Ask the server without its page; return its reply as it comes."""
+    url, body = f"{address}gradio_api/call/generate", json.dumps({"data": data})
+    reply = httpx.post(url, content=body, headers={"Content-Type": "application/json"})
+    return httpx.get(f"{url}/{reply.json()['event_id']}", timeout=60).text
+
+
+def ask(address: str, **changes: Any) -> tuple[str, str]:
+    """Ask the server without its page; return text and status as they were at the end."""
+    last = post(address, list((REQUEST | changes).values())).split("data: ")[-1]
+    text, status, *_ = json.loads(last)
+    return text, status
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("changes", "message"),
     [
-        ((100_000, 1, 0, 1, 0), "greater than maximum"),
-        ((0, 1, 0, 1, 0), "less than minimum"),
-        ((5, -1, 0, 1, 0), "less than minimum"),
-        ((5, 1, -3, 1, 0), "less than minimum"),
-        ((5, 1, 0, 1.5, 0), "greater than maximum"),
-        ((5, 1, 0, 1, -1), "less than minimum"),
-        ((5, 1, 0, 1, None), "whole number"),
+        ({"prompt": ""}, "The prompt is empty: type something or choose an example."),
+        ({"prompt": {"a": 1}}, "The prompt is empty: type something or choose an example."),
+        ({"prompt": "word " * 300}, "The prompt has 301 tokens, and 255 is the most: please"),
+        ({"form": "Sing"}, "&#x27;Sing&#x27;: must be one of Chat, Continue a text."),
+        ({"form": [1]}, "[1]: must be one of Chat, Continue a text."),
+        ({"tokens": 100_000}, "Tokens 100000: must be at most 255."),
+        ({"tokens": 0}, "Tokens 0: must be at least 1."),
+        ({"tokens": "5"}, "Tokens &#x27;5&#x27;: must be a whole number."),
+        ({"tokens": True}, "Tokens True: must be a whole number."),
+        ({"tokens": None}, "Tokens None: must be a whole number."),
+        ({"temperature": -1}, "Temperature -1: must be at least 0."),
+        ({"temperature": float("nan")}, "Temperature nan: must be a finite number."),
+        ({"temperature": 10**400}, "Temperature 1000"),
+        ({"top_k": 0}, "Top-k 0: must be at least 1."),
+        ({"top_k": 1.5}, "Top-k 1.5: must be a whole number."),
+        ({"top_p": 1.5}, "Top-p 1.5: must be above 0 and at most 1."),
+        ({"top_p": "x" * 10_000}, "Top-p &#x27;xxx"),
+        ({"seed": -1}, "Seed -1: must be a whole number from 0 to 4294967295."),
+        ({"seed": None}, "Seed None: must be a whole number from 0 to 4294967295."),
+        ({"seed": [1]}, "Seed [1]: must be a whole number from 0 to 4294967295."),
+        ({"seed": 10**400}, "Seed 1000"),
     ],
 )
-def test_settings_are_checked_by_the_server_too(address, pace, settings, message):
+def test_a_value_that_cannot_be_used_is_one_line_and_no_work(address, pace, changes, message):
     before = pace.steps
-    with pytest.raises(Exception, match=message):
-        call(address, "Hello", *settings)
+    text, status = ask(address, **changes)
+    assert text == ""
+    said = re.fullmatch('<p class="wrong" role="alert">([^\n<]{,250})</p>', status)
+    assert said is not None, status
+    assert said[1].startswith(message), said[1]
     assert pace.steps == before
+
+
+@pytest.mark.parametrize("data", [[], ["x"], [1] * 30, [FILE] * 9])
+def test_a_request_of_a_wrong_form_is_refused_without_a_traceback(address, capfd, data):
+    reply = post(address, data)
+    assert "event: error" in reply or 'class=\\"wrong\\"' in reply
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def free_port() -> int:
@@ -239,13 +396,13 @@ def test_a_written_space_starts_and_answers(tmp_path, tokenizer):
             assert process.stdout is not None
             assert process.stdout.readline().startswith(str(folder))
             assert f"127.0.0.1:{port}" in process.stdout.readline()  # it is listening
-            text, status = call(f"http://127.0.0.1:{port}/", "ROMEO:", 5, 0, 0, 1, 0)
+            text, status = ask(f"http://127.0.0.1:{port}/")
         finally:
             process.terminate()
     shown = re.sub(r"<[^>]*>", "", text).removeprefix("ROMEO:")
     ids = tokenizer.encode("ROMEO:")
     assert shown == demo.escaped(continuation(model, tokenizer, ids, 5, 0, temperature=0))
-    assert status.startswith("5 tokens")
+    assert status.startswith("<p>5 tokens")
 
 
 # In a browser
@@ -255,7 +412,7 @@ WATCH = """() => {
   window.seen = [];
   new MutationObserver(() => window.seen.push([
     document.querySelector('#status').innerText,
-    document.querySelector('.text').textContent.length,
+    document.querySelector('.text')?.textContent.length,
   ])).observe(document.querySelector('main'),
               {subtree: true, childList: true, characterData: true});
 }"""
@@ -306,12 +463,14 @@ def visit(browser: Any, address: str) -> Iterator[Opener]:
 
 
 def start(page: Any, prompt: str, *, form: str = demo.CONTINUE, **settings: float) -> None:
+    """Fill in the page and press the button; a seed that is given is held."""
     page.get_by_role("radio", name=form).check()
     page.get_by_label("Prompt").fill(prompt)
+    page.get_by_label("Hold the seed").set_checked("seed" in settings)
     for label, value in settings.items():
         field = "Seed" if label == "seed" else f"number input for {label.capitalize()}"
-        page.get_by_label(field).fill(str(value))
-        page.get_by_label(field).press("Tab")
+        page.get_by_label(field, exact=label == "seed").fill(str(value))
+        page.get_by_label(field, exact=label == "seed").press("Tab")
     page.evaluate("window.seen = []")
     page.get_by_role("button", name="Generate").click()
 
@@ -322,6 +481,11 @@ def finish(page: Any) -> str:
     return shown(page)
 
 
+def said_at_the_end(page: Any) -> str:
+    page.wait_for_function(DONE, arg=SAYING)
+    return page.locator("#status").inner_text()
+
+
 def shown(page: Any) -> str:
     return page.locator(".text").text_content()
 
@@ -329,14 +493,15 @@ def shown(page: Any) -> str:
 def test_text_streams_and_is_what_generate_gives(visit, slow, model, tokenizer):
     page = visit()
     assert SOURCE in page.locator("#head").inner_text()
-    start(page, "ROMEO:", length=40, temperature=0)
+    start(page, "ROMEO:", tokens=40, temperature=0)
     text = finish(page)
     lengths = {length for _, length in page.evaluate("window.seen")}
     assert len(lengths) > 8, lengths
     ids = tokenizer.encode("ROMEO:")
     assert text == "ROMEO:" + continuation(model, tokenizer, ids, 40, 0, temperature=0)
     assert re.search(
-        r"^40 tokens: the first after \d\.\d\d s, then \d+\.\d tokens a second; length reached$",
+        r"^40 tokens: the first after \d\.\d\d s, then \d+\.\d tokens per second; "
+        r"length reached; seed \d+$",
         page.locator("#status").inner_text(),
     )
     # What is copied is the text alone.
@@ -347,86 +512,192 @@ def test_text_streams_and_is_what_generate_gives(visit, slow, model, tokenizer):
     assert copied.split() == text.split()
 
 
-def test_the_seed_decides(visit, model, tokenizer):
+def test_a_seed_that_is_held_decides_and_else_each_text_has_its_own(visit, model, tokenizer):
     page = visit()
-    texts = []
-    for seed in (1, 1, 2):
-        start(page, "ROMEO:", length=12, seed=seed)
+    texts, seeds = [], []
+    for settings in ({"seed": 1}, {"seed": 1}, {"seed": 2}, {}, {}):
+        start(page, "ROMEO:", tokens=12, **settings)
         texts.append(finish(page))
-    assert texts[0] == texts[1] != texts[2]
-    ids = tokenizer.encode("ROMEO:")
-    expected = continuation(model, tokenizer, ids, 12, 1, temperature=0.8, top_k=50)
-    assert texts[0] == "ROMEO:" + expected
+        seeds.append(page.get_by_label("Seed", exact=True).input_value())
+        assert page.locator("#status").inner_text().endswith(f"; seed {seeds[-1]}")
+    assert seeds[:3] == ["1", "1", "2"]
+    assert texts[0] == texts[1]
+    assert len(set(seeds)) == len(set(texts)) == 4
+    ids, options = tokenizer.encode("ROMEO:"), {"temperature": 0.8, "top_p": 0.95}
+    for text, seed in zip(texts, seeds, strict=True):  # what is shown is what was drawn with
+        assert text == "ROMEO:" + continuation(model, tokenizer, ids, 12, int(seed), **options)
+
+
+def test_the_page_begins_with_the_settings_of_the_command_line(visit, model):
+    page, how = visit(), Sampling()
+    fields = {
+        "number input for Tokens": how.tokens,
+        "number input for Temperature": how.temperature,
+        "Top-k": how.top_k or model.config.vocab_size,
+        "number input for Top-p": how.top_p,
+    }
+    for label, value in fields.items():
+        assert float(page.get_by_label(label, exact=label == "Top-k").input_value()) == value
+    assert not page.get_by_label("Hold the seed").is_checked()
+    assert page.get_by_label("Prompt").input_value() == demo.QUESTIONS[0]
+    for question in demo.QUESTIONS:
+        assert page.get_by_role("button", name=question).is_visible()
 
 
 def test_stop_ends_it_early_and_the_next_one_runs(visit, slow):
     page = visit()
-    start(page, "ROMEO:", length=250)
+    start(page, "ROMEO:", tokens=250)
     page.wait_for_function("window.seen.length && window.seen.at(-1)[1] > 60")
     page.get_by_role("button", name="Stop").click()
-    page.wait_for_timeout(300)
+    assert re.search("; stopped; seed", said_at_the_end(page))
     steps, text = slow.steps, shown(page)
     page.wait_for_timeout(400)
     assert (slow.steps, shown(page)) == (steps, text)
-    assert len(page.locator(".text [title]").all()) < 200
-    start(page, "JULIET:", length=5)
+    assert 0 < page.locator(".text [data-said]").count() < 200
+    start(page, "JULIET:", tokens=5)
     assert finish(page).startswith("JULIET:")
 
 
-def test_a_closed_page_stops_its_text(visit, slow):
+def test_a_second_press_is_refused_aloud_and_disturbs_nothing(visit, slow, model, tokenizer):
     page = visit()
-    start(page, "ROMEO:", length=250)
+    start(page, "ROMEO:", tokens=60, temperature=0)
+    page.wait_for_function("window.seen.length && window.seen.at(-1)[1] > 30")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text(demo.BUSY).wait_for()
+    ids = tokenizer.encode("ROMEO:")
+    assert finish(page) == "ROMEO:" + continuation(model, tokenizer, ids, 60, 0, temperature=0)
+
+
+def test_a_third_visitor_waits_is_told_so_and_can_give_up(visit, slow):
+    pages = [visit() for _ in range(demo.AT_ONCE + 1)]
+    for page in pages:
+        start(page, "ROMEO:", tokens=250)
+    pages[-1].get_by_text("waiting: 1 before you").wait_for()
+    pages[-1].get_by_role("button", name="Stop").click()
+    assert said_at_the_end(pages[-1]).startswith("0 tokens; stopped; seed")
+    start(pages[-1], "ROMEO:", tokens=5)
+    pages[-1].get_by_text("waiting: 1 before you").wait_for()
+    pages[0].get_by_role("button", name="Stop").click()
+    assert finish(pages[-1]).startswith("ROMEO:")
+
+
+def test_a_closed_page_stops_its_text_and_leaves_the_line(visit, slow, address, monkeypatch):
+    page = visit()
+    start(page, "ROMEO:", tokens=250)
     page.wait_for_function("window.seen.length && window.seen.at(-1)[1] > 60")
     page.close()
     time.sleep(1)
     steps = slow.steps
     time.sleep(0.5)
     assert slow.steps == steps
+    monkeypatch.setattr(demo, "IN_LINE", 1)  # room for one: it is free again
+    assert ask(address)[1].startswith("<p>5 tokens")
+    monkeypatch.setattr(demo, "IN_LINE", 0)
+    assert "0 visitors are here already: please try again later." in ask(address)[1]
 
 
 def test_two_users_at_once_do_not_mix(visit, slow, model, tokenizer):
     prompts = {"ROMEO:": 3, "KING RICHARD II:": 4}
     pages = [visit() for _ in prompts]
     for page, (prompt, seed) in zip(pages, prompts.items(), strict=True):
-        start(page, prompt, length=50, seed=seed)
+        start(page, prompt, tokens=50, seed=seed)
     for page in pages:  # both are being written now
         page.wait_for_function("window.seen.length && window.seen.at(-1)[1] > 30")
     assert not any(page.evaluate(DONE, SAYING) for page in pages)
     for page, (prompt, seed) in zip(pages, prompts.items(), strict=True):
         ids = tokenizer.encode(prompt)
-        options = {"temperature": 0.8, "top_k": 50}
+        options = {"temperature": 0.8, "top_p": 0.95}
         assert finish(page) == prompt + continuation(model, tokenizer, ids, 50, seed, **options)
 
 
-def test_an_answer_is_asked_for_in_the_chat_template(visit, model, tokenizer):
-    page = visit()
+def test_a_conversation_of_several_turns(visit, model, tokenizer):
+    page, turns, expected = visit(), [], ""
     page.get_by_text("Why is the sky blue?").click()  # an example
     page.wait_for_function("document.querySelector('textarea').value.startsWith('Why')")
-    question = "Why is the sky blue?"
-    start(page, question, form=demo.ANSWER, length=10, temperature=0)
-    ids = chat_prompt(tokenizer, question)
-    expected = continuation(model, tokenizer, ids, 10, 0, temperature=0)
-    assert finish(page) == f"{question}\n\n{expected}"
+    for question in ("Why is the sky blue?", "And at night?", "Who says so?"):
+        start(page, question, form=demo.CHAT, tokens=10, temperature=0)
+        turns.append({"role": "user", "content": question})
+        ids = chat_prompt(tokenizer, turns)
+        answer = continuation(model, tokenizer, ids, 10, 0, temperature=0)
+        turns.append({"role": "assistant", "content": answer})
+        expected += ("\n\n" if expected else "") + f"{question}\n\n{answer}"
+        assert finish(page) == expected
+        assert page.get_by_label("Prompt").input_value() == ""
+    start(page, "", form=demo.CHAT)  # an error loses nothing that was said
+    page.get_by_role("alert").get_by_text("The prompt is empty").wait_for()
+    assert shown(page) == expected
+    page.get_by_role("button", name="New conversation").click()
+    page.wait_for_function("document.querySelector('.text').textContent === ''")
+    start(page, "ROMEO:", form=demo.CHAT, tokens=5, temperature=0)
+    ids = chat_prompt(tokenizer, "ROMEO:")
+    assert finish(page) == "ROMEO:\n\n" + continuation(model, tokenizer, ids, 5, 0, temperature=0)
 
 
-def test_hovering_and_tapping_tell_probability_and_runner_up(visit, model, tokenizer):
+def test_pointing_tapping_and_arrow_keys_tell_the_probabilities(visit, model, tokenizer):
     page = visit(has_touch=True)
-    start(page, "ROMEO:", length=5, temperature=0)
+    start(page, "ROMEO:", tokens=5, temperature=0)
     finish(page)
-    token = page.locator(".text [title]").first
-    step = next(stream(model, tokenizer.encode("ROMEO:"), 1, temperature=0))
-    title = token.get_attribute("title")
-    assert f"{step.probability:.1%}, runner-up " in title
-    assert title.endswith(f" {step.runner_up_probability:.1%}")
-    token.tap()
-    assert page.locator(".tapped").text_content() == title
+    tokens, detail = page.locator(".text [data-said]"), page.locator("#detail p")
+    told = [token.get_attribute("data-said") for token in tokens.all()]
+    steps = list(stream(model, tokenizer.encode("ROMEO:"), 5, temperature=0))
+    assert len(set(told)) == len(steps) == 5
+    for step, said in zip(steps, told, strict=True):
+        assert f" {step.probability:.1%}; next: " in said
+        assert said.endswith(f" {step.runner_up_probability:.1%}")
+    tokens.nth(1).tap()
+    assert detail.text_content() == told[1]
+    tokens.nth(2).hover()
+    assert detail.text_content() == told[2]
+    page.get_by_role("button", name="New conversation").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "text"
+    for key, place in (
+        [("ArrowRight", place) for place in (0, 1, 2, 3, 4, 4)]
+        + [("ArrowLeft", 3), ("Home", 0), ("ArrowLeft", 0), ("End", 4)]
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        assert detail.text_content() == told[place], key
+        assert tokens.nth(place).evaluate("e => e === document.activeElement")
 
 
-def test_a_prompt_that_is_too_long_is_refused_in_words(visit, pace):
-    page, before = visit(), pace.steps
+def test_an_error_clears_what_was_there(visit, pace):
+    page = visit()
+    start(page, "ROMEO:", tokens=5)
+    finish(page)
+    before = pace.steps
     start(page, "word " * 300)
-    page.get_by_text("tokens, and 255 is the most: please shorten it").wait_for()
+    error = "The prompt has 301 tokens, and 255 is the most: please shorten it."
+    page.get_by_role("alert").get_by_text(error).wait_for()
+    assert page.locator("#status").inner_text().strip() == error
+    assert shown(page) == ""
+    assert page.get_by_label("Prompt").input_value().startswith("word word")  # to shorten it
     assert pace.steps == before
+
+
+def test_weights_without_a_chat_template_only_continue_texts(tokenizer):
+    model = small_model()
+    model.chat_template = None
+    page = demo.build(model, tokenizer, SOURCE)
+    address = demo.serve(page, block=False)
+    try:
+        _, status = ask(address, form=demo.CHAT)
+        assert "&#x27;Chat&#x27;: must be one of Continue a text." in status
+        labels = {block.value: block.visible for block in page.blocks.values()
+                  if isinstance(block, demo.gr.Button)}  # fmt: skip
+        assert labels == {"Generate": True, "Stop": True, "New conversation": False}
+    finally:
+        page.close(verbose=False)
+
+
+def test_broken_weights_are_told_in_one_line(tokenizer):
+    model = small_model()
+    model.model.norm.weight.mul_(float("nan"))  # type: ignore[union-attr, operator]
+    page = demo.build(model, tokenizer, SOURCE)
+    address = demo.serve(page, block=False)
+    try:
+        assert "scores are not finite" in ask(address)[1]
+    finally:
+        page.close(verbose=False)
 
 
 def test_a_script_in_the_prompt_is_text(visit):
@@ -435,7 +706,7 @@ def test_a_script_in_the_prompt_is_text(visit):
         "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
         "{{value}} ${window.ran = 3} @children </div> &amp; \\n"
     )
-    start(page, prompt, length=5)
+    start(page, prompt, tokens=5)
     assert finish(page).startswith(prompt)
     page.wait_for_timeout(200)
     assert page.evaluate("window.ran") is None
@@ -458,10 +729,10 @@ CONTRAST = """(element) => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_light_and_dark(visit, scheme):
-    page = visit(viewport={"width": 360, "height": 740}, color_scheme=scheme)
-    start(page, "x" * 150, length=10)
+    page = visit(viewport={"width": 390, "height": 740}, color_scheme=scheme)
+    start(page, "x" * 150, tokens=10)
     finish(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     brightness = page.evaluate(
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     )
@@ -474,12 +745,30 @@ def test_a_narrow_screen_light_and_dark(visit, scheme):
     assert len(styles) == 4  # not by colour alone
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(visit, scheme):
+    """``npm pack axe-core``, unpack it, and name its ``axe.min.js`` in AXE_CORE."""
+    if not (axe := os.environ.get("AXE_CORE")):
+        pytest.skip("AXE_CORE names no axe.min.js")
+    page = visit(color_scheme=scheme)
+    start(page, "ROMEO:", tokens=30)
+    finish(page)
+    start(page, "", tokens=30)
+    page.get_by_role("alert").wait_for()
+    start(page, "ROMEO:", form=demo.CHAT, tokens=30)
+    finish(page)
+    page.add_script_tag(path=axe)
+    found = page.evaluate("axe.run(document).then((result) => result.violations)")
+    said = [(v["id"], v["help"], [node["html"][:200] for node in v["nodes"]]) for v in found]
+    assert said == []
+
+
 def screenshot(path: Path) -> None:
     """Photograph the page after the real Instruct weights have answered."""
     from playwright.sync_api import sync_playwright
 
     model = load_pretrained(Path(assets.GGUF).name)
-    page = demo.build(model, load_tokenizer(), str(model.source), chat=True)
+    page = demo.build(model, load_tokenizer(), str(model.source))
     address = demo.serve(page, block=False)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -487,9 +776,9 @@ def screenshot(path: Path) -> None:
         tab.goto(address)
         tab.get_by_role("button", name="Generate").wait_for()
         tab.evaluate(WATCH)
-        start(tab, "Why is the sky blue?", form=demo.ANSWER, temperature=0.3, length=200, seed=0)
+        start(tab, "Why is the sky blue?", form=demo.CHAT, seed=0)
         tab.wait_for_function(DONE, arg=SAYING, timeout=120_000)
-        tab.locator(".text [title]").nth(3).click()
+        tab.locator(".text .p3, .text .p4").first.click()
         tab.mouse.move(0, 0)
         tab.screenshot(path=path, full_page=True)
         print(f"{path}: {path.stat().st_size:,} bytes; {shown(tab)}")

@@ -37,6 +37,7 @@ class Sample:
         ("share", float("nan"), "a finite number"),
         ("share", float("inf"), "a finite number"),
         ("share", "0.5", "a finite number"),
+        ("share", 10**40, "above 0 and below 1"),
         ("maybe", 1, "at least 2"),
         ("word", "three", "one of one, two"),
         ("on", 1, "True or False"),
@@ -55,3 +56,9 @@ def test_what_does_not_fit_is_named_with_its_rule(field, value, rule):
 )
 def test_what_fits_is_taken(fine):
     Sample(**fine)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), "9" * 4000])
+def test_a_huge_value_is_refused_and_told_in_short(value):
+    with pytest.raises(ValueError, match=r"^share=.{60}: must be a finite number$"):
+        Sample(share=value)
