@@ -74,6 +74,7 @@ STYLE = """
 #head p { margin: .35rem 0 0; max-width: 46rem; }
 #head .weights, #status, #detail, .legend { font-size: .875rem; }
 .gradio-container .html-container { padding: 0; }
+.gradio-container span:is(.min_value, .max_value) { color: inherit; }
 #status p, #detail p, .legend { margin: .25rem 0; }
 #status { min-height: 1.75rem; }
 #status .wrong { font-weight: 600; color: #a3231a; }

@@ -290,7 +290,9 @@ def continuation(
     ends = stop_tokens(tokenizer)
     generator = torch.Generator().manual_seed(seed)
     [full] = generate(model, ids, length, stop=ends, generator=generator, **options)
-    return tokenizer.decode(token for token in full[len(ids) :].tolist() if token not in ends)
+    text = tokenizer.decode(token for token in full[len(ids) :].tolist() if token not in ends)
+    # HTML knows one kind of newline; a character that the end cuts is left out.
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 REQUEST = {
