@@ -681,7 +681,8 @@ OTHER = (
 
 def test_how_a_model_is_spoken_with_survives_every_way(tokenizer, tmp_path):
     """Template, its names for tokens, and what ends an answer: not SmolLM2's, but its own."""
-    names = {"bos_token": "<file_sep>", "eos_token": "<filename>", "pad_token": "<gh_stars>"}
+    names = {"bos_token": "<file_sep>", "eos_token": "<filename>", "pad_token": "<gh_stars>",
+             "unk_token": "<repo_name>"}  # fmt: skip
     number = {name: tokenizer.special_tokens[token] for name, token in names.items()}
     templates = {"default": OTHER, "tool_use": OTHER + "{{ tools }}"}
     own = SmolLM2Tokenizer(
@@ -691,6 +692,15 @@ def test_how_a_model_is_spoken_with_survives_every_way(tokenizer, tmp_path):
     model.chat_template = OTHER
     folder = export_pretrained(model, tmp_path / "own", tokenizer=own)
     path = export_gguf(model, tmp_path / "own.gguf", tokenizer=own)
+    fields = read_gguf(path).fields
+    stored = {name: fields[f"tokenizer.ggml.{name}_token_id"]
+              for name in ("bos", "eos", "eot", "unknown", "padding")}  # fmt: skip
+    assert list(stored.values()) == [
+        *(number[name] for name in ("bos_token", "eos_token")), 9,
+        *(number[name] for name in ("unk_token", "pad_token")),
+    ]  # fmt: skip
+    assert fields["tokenizer.ggml.add_bos_token"] is False
+    assert fields["tokenizer.ggml.add_space_prefix"] is False
     text = "<file_sep>[user] Hi<filename>"
     for place in (folder, path):
         again = load_tokenizer(place)
