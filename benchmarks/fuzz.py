@@ -66,6 +66,7 @@ from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.training import RunOptions, TrainingState, train
 
 SECONDS, MEMORY = 10, 2 << 30
+WAITING = 120  # seconds of the clock; then the run ends, and says where it was
 PACKAGE = str(Path(smol_scratch.__file__).parent)
 TINY = SmolLM2Config(
     block_size=16, vocab_size=61, n_layer=2, n_head=4, n_kv_head=2, n_embd=32,
@@ -810,7 +811,7 @@ def held() -> Iterator[None]:
     # Of computing, since others may keep the machine busy; what waits is ended by the clock.
     before = signal.signal(signal.SIGPROF, too_long)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    faulthandler.dump_traceback_later(12 * SECONDS, exit=True)
+    faulthandler.dump_traceback_later(WAITING, exit=True)
     patches = [(pickle, "load", refuse), (pickle, "loads", refuse), (torch, "load", load)]
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     for module, name, other in patches:
