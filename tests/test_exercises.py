@@ -185,7 +185,7 @@ def below_a_share_of_the_score(logits, min_p):
         ("generation.check_tokens_per_second", torch.tensor(52.29)),
         ("generation.check_mystery", {"temperature": 1.6, "top_p": 0.75, "first": "top_p"}),
         ("generation.check_one_head", attend_next),
-        ("block.check_routes", np.int64(64)),
+        ("block.check_lost_plus", np.int64(7)),
     ],
 )
 def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
@@ -213,7 +213,6 @@ def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
         ("gqa.check_streamed", without_maximum, "right for small scores"),
         ("gqa.check_reach", 12, "the window of four holds the token itself"),
         ("swiglu.check_growth", 2, "the up reading doubles"),
-        ("block.check_routes", 8, "a block has two"),
         ("assembled.check_rows", (12, 49_152), "untied, 12 is not it"),
         ("assembled.check_rows", (9, 9), "tied, 9 is not it"),
         ("assembled.check_cross_entropy", lambda z, y: -surprise(z, y), "the sign"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
 
 import torch
 from torch import Tensor, nn
 
+from smol_scratch.cache import LayerCache
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
 from smol_scratch.model import Block, RotaryPositionalEmbedding
@@ -50,22 +50,58 @@ def _off(found: Tensor, expected: Tensor) -> float:
 
 
 @exercise
-def check_routes(answer: int) -> str:
-    """Expect the number of routes from the input of three blocks to their output."""
-    branches = 2 * 3
-    routes = len(list(product(("round it", "through it"), repeat=branches)))
-    if answer == 2**3:
-        raise Hint(
-            "8 would be right for one branch in each block; a block has two, one after another"
-        )
-    if answer in (branches, branches + 1, 2 * branches):
-        raise Hint(
-            f"{answer} is too few: the choice at one branch is free of the choice at the others, "
-            "so do the numbers of choices add or multiply?"
-        )
-    if answer != routes:
-        raise Hint(f"{answer} is not it; count for one block first, by drawing the routes")
-    return "each of the six branches doubles the number of routes; one of them meets no branch"
+def check_quiet(answer: float) -> str:
+    """Expect how far a change grows through 29 post-norm blocks with GPT-2's small writes."""
+
+    def grown(m: float) -> float:
+        factor: float = ((1 + 2 * m) / (1 + m)) ** (29 / 2)
+        return factor
+
+    if abs(answer - grown(0.95)) < 40:
+        raise Hint("that is the growth with the usual weights; what is written has shrunk")
+    if abs(answer - grown(0.95 / 60**0.5)) < 0.5:
+        raise Hint("m is a mean square: dividing the weights by √60 divides it by 60")
+    if abs(answer - (1 + 2 * 0.95 / 60) / (1 + 0.95 / 60)) < 0.005 or abs(answer - 1.008) < 0.001:
+        raise Hint("that is one block; there are 29 of them, one after another")
+    if abs(answer - grown(0.95 / 60) ** 2) < 0.1:
+        raise Hint("do not forget the square root in the factor of a block")
+    if abs(answer - grown(0.95 / 60)) > 0.05:
+        raise Hint(f"{answer} is not it: m = 0.95 becomes 0.95 / 60; put it into the formula")
+    return "small writes tame post-norm: a factor of about 1.25 in place of 300"
+
+
+_LOST = 7  # which of twelve blocks forgets to add
+
+
+class _Lost(Block):
+    """A block in which attention's result replaces the stream."""
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = self.self_attn(self.input_layernorm(x), cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def stack() -> tuple[list[Block], Tensor]:
+    """Return twelve small blocks, one of them broken, and a stream (B, T, C) to feed them."""
+    blocks = [block for seed in range(4) for block in _blocks(seed)]
+    for block in blocks:
+        for part in (block.self_attn.o_proj, block.mlp.down_proj):
+            part.weight.mul_(0.5)
+    blocks[_LOST].__class__ = _Lost
+    return blocks, _stream(9)
+
+
+@exercise
+def check_lost_plus(answer: int) -> str:
+    """Expect the number of the block that lost a plus sign."""
+    if answer in (_LOST - 1, _LOST + 1):
+        raise Hint(f"{answer} is next to it: the first block is number 0, and the input of a "
+                   "block is the output of the one before")  # fmt: skip
+    if answer not in range(12):
+        raise Hint(f"{answer} is no number from 0 to 11")
+    if answer != _LOST:
+        raise Hint(f"block {answer} adds: its output still points where its input did")
+    return "its output forgot its input, and no shape and no error says so"
 
 
 @exercise

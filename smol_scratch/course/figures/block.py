@@ -6,109 +6,149 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
+from smol_scratch.course.figures.drawing import HIGH, arrow, box, canvas, cells
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 _LINE = COLOURS["residual"]
-# label of a curve: colour, style
+# wiring: colour, style
 _DESIGNS = {
     "pre-norm": ("right", "-"),
     "post-norm": ("wrong", "--"),
-    "post-norm, half the rate": ("norm", "-."),
     "no residual": ("other", ":"),
-    "no residual, no gate": ("residual", "-."),
 }
+_LEARNED = LinearSegmentedColormap.from_list("learned", [COLOURS["right"], "#CFE3F2", "#F2F2F2"])
 
 
-def _box(
-    ax: Any, middle: float, height: float, label: str, colour: str, width: float = 1.7
-) -> None:
-    ax.add_patch(
-        FancyBboxPatch(
-            (middle - width / 2, height - 0.36), width, 0.72, zorder=3,
-            boxstyle="round,pad=0.0,rounding_size=0.12",
-            facecolor=COLOURS[colour], edgecolor=COLOURS[colour],
-        )
-    )  # fmt: skip
-    ax.text(middle, height, label, ha="center", va="center", fontsize=9, color="white", zorder=4)
-
-
-def _arrow(
-    ax: Any, start: tuple[float, float], end: tuple[float, float], head: bool = True
-) -> None:
-    style = {"arrowstyle": "-|>" if head else "-", "color": _LINE, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", end, start, arrowprops=style)
-
-
-def _plus(ax: Any, x: float) -> None:
-    ax.text(x, 2.0, "+", ha="center", va="center", fontsize=13, zorder=5,
-            bbox={"boxstyle": "circle,pad=0.1", "fc": "white", "ec": _LINE})  # fmt: skip
-
-
-def block_designs() -> Figure:
-    """Draw one block twice: pre-norm, as in SmolLM2, and post-norm, as in 2017."""
-    figure, axes = new_figure(2, 1, figsize=(7.5, 3.9))
-    for ax, title in zip(
-        axes, ("pre-norm (SmolLM2): nothing stands on the stream but sums",
-               "post-norm (the Transformer of 2017): two norms stand on the stream"), strict=True,
-    ):  # fmt: skip
-        ax.set(xlim=(-0.1, 13.1), ylim=(0.1, 2.6), aspect="equal")
-        ax.axis("off")
-        ax.set_title(title, loc="left", fontsize=10.5)
-        ax.plot([0.0, 12.6], [2.0, 2.0], color=_LINE, linewidth=3, solid_capstyle="round")
-        _arrow(ax, (12.5, 2.0), (13.0, 2.0))
-        ax.text(0.0, 2.2, "$x$", fontsize=11, color=_LINE)
-    ax = axes[0]
-    for left, colour, part, names in (
-        (0.7, "attention", "attention", ("input_layernorm", "self_attn")),
-        (6.9, "mlp", "SwiGLU", ("post_attention_layernorm", "mlp")),
-    ):
-        norm_x, part_x, end = left + 1.2, left + 3.6, left + 5.1
-        _arrow(ax, (left, 2.0), (left, 0.9), head=False)
-        _arrow(ax, (left, 0.9), (norm_x - 0.85, 0.9))
-        _box(ax, norm_x, 0.9, "RMSNorm", "norm")
-        _arrow(ax, (norm_x + 0.85, 0.9), (part_x - 0.85, 0.9))
-        _box(ax, part_x, 0.9, part, colour)
-        _arrow(ax, (part_x + 0.85, 0.9), (end, 0.9), head=False)
-        _arrow(ax, (end, 0.9), (end, 1.72))
-        _plus(ax, end)
-        for x, name in zip((norm_x, part_x), names, strict=True):
-            ax.text(x, 0.33, name, ha="center", va="center", fontsize=8.5, family="monospace")
-        ax.text(left + 0.12, 1.45, "read", fontsize=9, color=_LINE)
-        ax.text(end - 0.12, 1.35, "write", fontsize=9, color=_LINE, ha="right")
-    ax = axes[1]
-    for left, colour, part in ((0.7, "attention", "attention"), (6.9, "mlp", "SwiGLU")):
-        _arrow(ax, (left, 2.0), (left, 0.9), head=False)
-        _arrow(ax, (left, 0.9), (left + 0.75, 0.9))
-        _box(ax, left + 1.6, 0.9, part, colour)
-        _arrow(ax, (left + 2.45, 0.9), (left + 3.2, 0.9), head=False)
-        _arrow(ax, (left + 3.2, 0.9), (left + 3.2, 1.72))
-        _plus(ax, left + 3.2)
-        _box(ax, left + 4.65, 2.0, "RMSNorm", "norm")
-    return figure
-
-
-def gradients(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Draw the size of the gradient in each block, before the first step.
+def opening(curves: Mapping[str, np.ndarray], steps: Sequence[float], floor: float) -> Figure:
+    """Draw the losses of many trainings, without and with the additions.
 
     Args:
-        panels: title to (design to norm of the gradient in blocks 0, 1, …).
+        curves: name to losses in nats per character, (runs, points).
+        steps: of the points.
+        floor: the loss of a model that knows how frequent each character is, and nothing else.
     """
-    figure, axes = new_figure(1, len(panels), figsize=(7.5, 3.4), sharey=True)
-    for ax, (title, designs) in zip(axes, panels.items(), strict=True):
-        for label, norms in designs.items():
-            colour, style = _DESIGNS[label]
-            ax.plot(norms, style, color=COLOURS[colour], label=label)
-        ax.set(yscale="log", xlabel="block", title=title)
-    axes[0].set_ylabel("norm of the block's gradient")
-    axes[1].legend(fontsize=9)
-    return figure
+    figure, ax = new_figure(figsize=(7.2, 3.3))
+    for (name, lines), (colour, style) in zip(
+        curves.items(), (("wrong", "--"), ("right", "-")), strict=True
+    ):
+        ax.plot(steps, lines.T, style, color=COLOURS[colour], linewidth=1, alpha=0.7)
+        ax.text(203, float(lines[:, -1].mean()), name, color=COLOURS[colour], va="center",
+                fontsize=10)  # fmt: skip
+    ax.axhline(floor, color=_LINE, linewidth=1)
+    ax.text(249, floor - 0.03, "only how frequent\neach character is", fontsize=10, va="top",
+            ha="right")  # fmt: skip
+    ax.set(xlabel="training step", ylabel="loss (nats per character)", xlim=(20, 250),
+           title="thirty blocks: two plus signs decide")  # fmt: skip
+    return describe(figure, """Training losses of thirty blocks. Without the plus signs all eighteen
+        runs stay at or above the loss of a model that only knows how frequent each character is;
+        with them all eighteen fall below it.""")  # fmt: skip
+
+
+def _plus(ax: Any, x: float, y: float) -> None:
+    ax.text(x, y, "+", ha="center", va="center_baseline", fontsize=14, zorder=5,
+            bbox={"boxstyle": "circle,pad=0.12", "fc": "white", "ec": _LINE})  # fmt: skip
+
+
+def designs() -> Figure:
+    """Draw a block in three wirings: pre-norm with the example's numbers, post-norm, no residual.
+
+    The numbers are those of the example by hand.
+    """
+    figure, ax = canvas(16.6, 10.2)
+    for y, title in (
+        (9.05, "pre-norm, as in SmolLM2: nothing but sums on the stream"),
+        (4.2, "post-norm, the Transformer of 2017: two norms on the stream"),
+        (1.5, "no residual: no stream"),
+    ):
+        ax.text(0.1, y + 0.75, title, fontsize=10.5, va="bottom", weight="bold")
+    y = 8.9
+    ax.plot([0, 16.2], [y, y], color=_LINE, linewidth=3, zorder=0)
+    arrow(ax, (15.9, y), (16.5, y))
+    for left, colour, part, names, numbers in (
+        (1.4, "attention", "attention", ("input_layernorm", "self_attn"),
+         (["0.2", "1.4"], ["7", "1"])),
+        (8.6, "mlp", "SwiGLU", ("post_attention_layernorm", "mlp"), (["1", "1"], ["2", "−2"])),
+    ):  # fmt: skip
+        ax.plot([left, left], [y, y - 1.5], color=_LINE, linewidth=1.5)
+        arrow(ax, (left, y - 1.5), (left + 0.4, y - 1.5))
+        box(ax, left + 0.4, y - 1.8, 1.7, "RMSNorm", "norm")
+        arrow(ax, (left + 2.1, y - 1.5), (left + 2.8, y - 1.5))
+        box(ax, left + 2.8, y - 1.8, 1.7, part, colour)
+        ax.plot([left + 4.5, left + 5.1], [y - 1.5, y - 1.5], color=_LINE, linewidth=1.5)
+        arrow(ax, (left + 5.1, y - 1.5), (left + 5.1, y - 0.22))
+        _plus(ax, left + 5.1, y)
+        ax.text(left + 0.12, y - 0.75, "read", fontsize=10)
+        ax.text(left + 4.98, y - 0.75, "write", fontsize=10, ha="right")
+        for x, row, tone in ((left + 0.25, numbers[0], "norm"), (left + 2.65, numbers[1], colour)):
+            cells(ax, x, y - 2.75, row, tone, size=9)
+        for x, name, ha in ((left - 1.3, names[0], "left"), (left + 3.65, names[1], "center")):
+            ax.text(x, y - 3.05, name, fontsize=8.5, family="monospace", ha=ha, va="top")
+    for x, row in ((0.05, ["1", "7"]), (6.9, ["8", "8"]), (14.1, ["10", "6"])):
+        cells(ax, x, y + 0.15, row, "residual", size=9)
+    y = 4.35
+    ax.plot([0, 16.2], [y, y], color=_LINE, linewidth=3, zorder=0)
+    arrow(ax, (15.9, y), (16.5, y))
+    for left, colour, part in ((0.6, "attention", "attention"), (7.9, "mlp", "SwiGLU")):
+        ax.plot([left, left], [y, y - 0.95], color=_LINE, linewidth=1.5)
+        arrow(ax, (left, y - 0.95), (left + 0.6, y - 0.95))
+        box(ax, left + 0.6, y - 0.95 - HIGH / 2, 1.8, part, colour)
+        ax.plot([left + 2.4, left + 3.2], [y - 0.95, y - 0.95], color=_LINE, linewidth=1.5)
+        arrow(ax, (left + 3.2, y - 0.95), (left + 3.2, y - 0.22))
+        _plus(ax, left + 3.2, y)
+        box(ax, left + 4.2, y - HIGH / 2, 1.7, "RMSNorm", "norm")
+    y = 1.35
+    for left, width, text, colour in (
+        (0.6, 1.7, "RMSNorm", "norm"), (3.4, 1.8, "attention", "attention"),
+        (7.9, 1.7, "RMSNorm", "norm"), (10.7, 1.8, "SwiGLU", "mlp"),
+    ):  # fmt: skip
+        box(ax, left, y - HIGH / 2, width, text, colour)
+    for start, end in ((0.0, 0.6), (2.3, 3.4), (5.2, 7.9), (9.6, 10.7), (12.5, 16.5)):
+        arrow(ax, (start, y), (end, y))
+    return describe(figure, """Three wirings of a block. Pre-norm: the stream runs straight through
+        two additions; each branch reads a normalised copy and writes its result back; the numbers
+        of the example stand below the boxes. Post-norm: the stream itself passes through two norms.
+        No residual: everything passes through every part.""")  # fmt: skip
+
+
+def sensitivity(
+    measured: Mapping[str, Sequence[float]], predicted: Mapping[str, Sequence[float]],
+    controls: Mapping[str, Sequence[float]],
+) -> Figure:  # fmt: skip
+    """Draw how strongly the loss depends on the stream after each block, before training.
+
+    Args:
+        measured: wiring to the sensitivity after 0, 1, … blocks, in units of the last.
+        predicted: wiring to what the calculation by hand expects, the same.
+        controls: wiring to the measurement with the gate taken out.
+    """
+    figure, axes = new_figure(1, 2, figsize=(7.5, 3.7), sharey=True)
+    for name, values in measured.items():
+        colour, style = _DESIGNS[name]
+        axes[0].plot(values, style, color=COLOURS[colour], linewidth=2.4)
+        axes[0].plot(predicted[name], color="black", linewidth=0.9)
+        axes[1].plot(controls[name], style, color=COLOURS[colour], linewidth=2.4)
+        axes[0].text(2, 2.2 * float(values[2]), name, fontsize=10,
+                     color=COLOURS[colour] if colour != "other" else "#666666")  # fmt: skip
+    axes[0].text(10, 1.2e4, "thin: by hand", fontsize=10)
+    axes[1].annotate("the gradient\ncomes from here", (29.5, 1.3), (14, 60), fontsize=10,
+                     arrowprops={"arrowstyle": "-|>", "color": _LINE})  # fmt: skip
+    axes[0].set(yscale="log", ylabel="sensitivity of the loss\n(1 after the last block)",
+                title="with SwiGLU")  # fmt: skip
+    axes[1].set(title="with the gate taken out")
+    for ax in axes:
+        ax.set(xlabel="blocks passed", ylim=(0.4, 4e5))
+    return describe(figure, """Sensitivity of the loss to the stream, on a logarithmic axis, from
+        the first block to the last. Left: without a residual and with post-norm straight lines
+        climb towards the first block, steep and less steep, near the lines predicted by hand;
+        pre-norm is nearly flat. Right: with the gate taken out all three are nearly
+        flat.""")  # fmt: skip
 
 
 def race(grid: Mapping[tuple[str, str, float], Sequence[float]], floor: float) -> Figure:
-    """Draw how trainings ended: a dot for each seed, a panel for each spread of the weights.
+    """Draw how trainings ended, as a grid: wiring × learning rate, a panel for each spread.
 
     Args:
         grid: (spread, wiring, learning rate) to the last loss of each seed, in nats.
@@ -117,107 +157,94 @@ def race(grid: Mapping[tuple[str, str, float], Sequence[float]], floor: float) -
     spreads = list(dict.fromkeys(spread for spread, _, _ in grid))
     wirings = list(dict.fromkeys(wiring for _, wiring, _ in grid))
     rates = sorted({rate for _, _, rate in grid})
-    figure, axes = new_figure(1, len(spreads), figsize=(7.5, 3.4), sharey=True)
+    figure, axes = new_figure(1, len(spreads), figsize=(7.5, 2.9), sharey=True)
     for ax, spread in zip(axes, spreads, strict=True):
-        for i, wiring in enumerate(wirings):
-            colour, style = _DESIGNS[wiring]
-            places = [j + 0.16 * (i - 1) for j in range(len(rates))]
-            ends = [grid[spread, wiring, rate] for rate in rates]
-            for place, seeds in zip(places, ends, strict=True):
-                ax.plot([place] * len(seeds), seeds, "o", color=COLOURS[colour], markersize=5)
-            means = [float(np.mean(seeds)) for seeds in ends]
-            ax.plot(places, means, style, color=COLOURS[colour], linewidth=1.4, label=wiring)
-        ax.axhline(floor, color=COLOURS["residual"], linewidth=1, linestyle=":")
-        ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-        ax.set(title=spread, xlabel="learning rate")
-    axes[0].set_ylabel("loss of the last 20 steps")
-    axes[0].text(0, floor, "only character frequencies", fontsize=9, va="bottom")
-    axes[1].legend(fontsize=9, loc="best")
-    return figure
+        rows = np.array([[loss for rate in rates for loss in grid[spread, wiring, rate]]
+                         for wiring in wirings])  # fmt: skip
+        seeds = rows.shape[1] // len(rates)
+        ax.pcolormesh(rows, cmap=_LEARNED, vmin=2.5, vmax=floor, edgecolors="white", linewidth=1)
+        for row, column in np.ndindex(rows.shape):
+            loss = rows[row, column]
+            words = f"{loss:.1f}" if loss < floor else "×"
+            ax.text(column + 0.5, row + 0.5, words, ha="center", va="center", fontsize=8.5,
+                    color="white" if loss < 2.75 else "black")  # fmt: skip
+        for edge in range(seeds, rows.shape[1], seeds):
+            ax.axvline(edge, color="white", linewidth=5)
+        ax.set_xticks([seeds * (i + 0.5) for i in range(len(rates))],
+                      [f"{rate:g}" for rate in rates])  # fmt: skip
+        ax.set_yticks(np.arange(len(wirings)) + 0.5, wirings)
+        ax.set(title=spread, xlabel="learning rate (three seeds each)")
+        ax.tick_params(length=0)
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
+    axes[0].invert_yaxis()
+    return describe(figure, """A grid of trainings: wiring by learning rate, for two spreads of the
+        initial weights, three seeds each. Dark squares learned, crosses never got below the
+        frequencies of characters. Pre-norm has no cross; post-norm has only crosses at the large
+        spread and is the darkest at the small one; no residual has only crosses.""")  # fmt: skip
 
 
-def stream_sizes(rms: np.ndarray, lost: Sequence[int], marked: Mapping[str, int]) -> Figure:
-    """Draw how large the residual stream is after each block of the real model.
-
-    Args:
-        rms: root mean square of each token's vector, (blocks + 1, T).
-        lost: after each block, the tokens whose norm fails in float16.
-        marked: label to position of the tokens that get a line of their own.
-    """
-    figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.5))
-    figure.set_layout_engine("constrained", wspace=0.06)
-    passed = np.arange(len(rms))
-    others = np.delete(rms, list(marked.values()), axis=1)
-    left.fill_between(passed, others.min(1), others.max(1), color=COLOURS["norm"], alpha=0.3,
-                      linewidth=0, label="all other tokens")  # fmt: skip
-    left.plot(passed, np.median(others, axis=1), color=COLOURS["residual"], linewidth=1.4,
-              label="their median")  # fmt: skip
-    looks = (("wrong", "--"), ("query", "-."))
-    for (label, position), (colour, style) in zip(marked.items(), looks, strict=False):
-        left.plot(passed, rms[:, position], style, color=COLOURS[colour], label=label)
-    left.set(
-        yscale="log", xlabel="blocks passed", ylabel="RMS of a token's vector", ylim=(0.08, 3e4)
-    )
-    left.legend(fontsize=8.5, loc="upper left", ncols=2, columnspacing=1.0, handlelength=1.8)
-    right.bar(passed, lost, color=COLOURS["wrong"])
-    right.axhline(rms.shape[1], color=COLOURS["residual"], linewidth=1, linestyle="--")
-    right.text(0, rms.shape[1] - 2, f"all {rms.shape[1]} tokens", fontsize=9, va="top")
-    right.set(xlabel="blocks passed", ylabel="tokens lost in float16", ylim=(0, rms.shape[1] * 1.1))
-    return figure
-
-
-def writes(ratios: Mapping[str, Sequence[float]], cosines: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw how much each branch adds to the stream, and in which direction.
+def norm_weights(panels: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw the weights of a block's two norms against each other, a dot for each channel.
 
     Args:
-        ratios: "attention" and "MLP" to the length of the write over that of the stream.
-        cosines: the same to the cosine between write and stream.
+        panels: title to the weights of the first norm and of the second.
     """
-    figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.3))
-    looks = {"attention": ("attention", "o-"), "MLP": ("mlp", "s--")}
-    for ax, values in ((left, ratios), (right, cosines)):
-        for label, series in values.items():
-            colour, style = looks[label]
-            ax.plot(series, style, color=COLOURS[colour], label=label, markersize=4, linewidth=1.4)
-        ax.set_xlabel("block")
-    left.set(yscale="log", ylabel="length of the write /\nlength of the stream")
-    left.legend(fontsize=9)
-    right.axhline(0, color=COLOURS["residual"], linewidth=1)
-    right.set(ylabel="cosine of write and stream", ylim=(-0.4, 0.8))
-    return figure
+    figure, axes = new_figure(1, len(panels), figsize=(7.5, 2.8))
+    for ax, (title, (first, second)) in zip(axes, panels.items(), strict=True):
+        ax.plot(first, second, ".", color=COLOURS["norm"], markersize=4)
+        reach = max(float(np.quantile(np.asarray(v), 0.995)) for v in (first, second)) * 1.15
+        ax.plot([0, reach], [0, reach], color=_LINE, linewidth=0.9, linestyle=":")
+        ax.set(title=title, xlabel="before attention", xlim=(0, reach), ylim=(0, reach))
+    axes[0].set_ylabel("before the MLP")
+    return describe(figure, """Weights of the two norms of three blocks, one dot for each channel:
+        away from the diagonal on which they would be the same.""")  # fmt: skip
 
 
-def skipped(rise: Sequence[float]) -> Figure:
-    """Draw what the loss gains when one block is left out.
+def stream(sizes: Sequence[float], shares: np.ndarray) -> Figure:
+    """Draw how the stream grows through the real model, and how much each branch adds.
 
     Args:
-        rise: for each block, loss without it minus loss of the whole model, in nats.
+        sizes: RMS after 0, 1, … blocks.
+        shares: length of the write beside the stream's, (attention and MLP, blocks).
     """
-    figure, ax = new_figure(figsize=(7.2, 3.2))
-    ax.bar(range(len(rise)), rise, color=COLOURS["residual"])
-    for block, value in enumerate(rise):
-        if value > 0.5:
-            ax.text(block, value + 0.08, f"{value:.1f}", ha="center", fontsize=9)
-    ax.set(xlabel="block left out", ylabel="rise of the loss (nats a token)")
-    ax.set_xticks(range(0, len(rise), 3))
-    return figure
+    figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.2))
+    left.plot(sizes, color=_LINE)
+    left.set(yscale="log", xlabel="blocks passed", ylabel="RMS of a token's vector",
+             title="the stream grows …")  # fmt: skip
+    for row, label, colour, style in (
+        (shares[0], "attention", "attention", "o-"), (shares[1], "MLP", "mlp", "s--")
+    ):  # fmt: skip
+        right.plot(100 * row, style, color=COLOURS[colour], markersize=4, linewidth=1.4,
+                   label=label)  # fmt: skip
+    right.axhline(100, color=_LINE, linewidth=0.9, linestyle=":")
+    right.set(yscale="log", xlabel="block", ylabel="write, in % of the stream",
+              title="… and what is written grows with it")  # fmt: skip
+    right.set_yticks([10, 100, 1000], ["10", "100", "1,000"])
+    right.legend(fontsize=10)
+    return describe(figure, """Left: the stream's size grows by more than a hundredfold through the
+        model, mostly in the first block. Right: after it, each branch adds between a tenth and a
+        half of the stream's length, until the last MLP.""")  # fmt: skip
 
 
-def lens(ranks: Mapping[str, Sequence[float]], vocabulary: int) -> Figure:
-    """Draw the rank that the output head would give to a token after each block.
+def parameters(parts: Mapping[str, int]) -> Figure:
+    """Draw a block's parameters as one bar.
 
     Args:
-        ranks: label to median rank after 0, 1, … blocks.
-        vocabulary: the worst rank.
+        parts: "attention", "SwiGLU" and "two norms" to how many.
     """
-    figure, ax = new_figure(figsize=(7.2, 3.4))
-    looks = (("right", "o-"), ("wrong", "s--"))
-    for (label, values), (colour, style) in zip(ranks.items(), looks, strict=False):
-        ax.plot(values, style, color=COLOURS[colour], label=label, markersize=4, linewidth=1.4)
-    ax.axhline(
-        vocabulary, color=COLOURS["other"], linewidth=1, linestyle=":", label="worst possible"
-    )
-    ax.set(yscale="log", xlabel="blocks passed", ylabel="median rank (1 = first choice)")
-    ax.invert_yaxis()
-    ax.legend(fontsize=9, loc="lower right")
-    return figure
+    figure, ax = new_figure(figsize=(7.2, 1.5))
+    left, total = 0, sum(parts.values())
+    for (name, count), colour in zip(parts.items(), ("attention", "mlp", "norm"), strict=True):
+        ax.barh([0], [count], left=left, color=COLOURS[colour], height=0.7)
+        if count > 0.1 * total:
+            ax.text(left + count / 2, 0, f"{name}\n{count:,}", ha="center", va="center",
+                    color="white", fontsize=10)  # fmt: skip
+        else:
+            ax.annotate(f"{name}\n{count:,}", (left, 0.3), (left, 0.75), fontsize=10,
+                        ha="right", arrowprops={"arrowstyle": "-", "color": _LINE})  # fmt: skip
+        left += count
+    ax.set(ylim=(-0.4, 1.3), xlim=(0, total))
+    ax.axis("off")
+    return describe(figure, """A block's parameters as a bar: attention one quarter, SwiGLU three
+        quarters, the two norms a line that can hardly be seen.""")  # fmt: skip

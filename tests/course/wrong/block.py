@@ -32,12 +32,18 @@ def everything(block):
 
 
 WRONG = {
-    "check_routes": [
-        (8, "a block has two"),
-        (6, "is too few"),
-        (7, "is too few"),
-        (36, "count for one block first"),
-        (63, "count for one block first"),
+    "check_quiet": [
+        (300, "with the usual weights"),
+        (4.6, "m is a mean square"),
+        (1.008, "that is one block"),
+        (1.56, "square root"),
+        (30, "is not it"),
+    ],
+    "check_lost_plus": [
+        (6, "is next to it"),
+        (8, "is next to it"),
+        (0, "still points where its input did"),
+        (12, "no number from 0 to 11"),
     ],
     "check_ledger": [
         (lambda blocks, x: ledger(blocks, x, sums=True), "without the sum"),
