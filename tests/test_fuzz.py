@@ -39,7 +39,7 @@ def leave_half_a_file(folder: Path) -> None:
         (lambda folder: {}["x"], "KeyError: 'x'"),
         (lambda folder: int("x"), "not raised by the package: ValueError"),
         (lambda folder: "x" + 1, "not raised by the package: TypeError"),
-        (lambda folder: bytearray(3 << 30), "MemoryError"),
+        (lambda folder: bytearray(3 << 30), ".*MemoryError"),
         (hide_a_full_memory, "hidden: .*MemoryError"),
         (calculate_for_long, "TooLongError: more than"),
         (lambda folder: pickle.loads(pickle.dumps(1)), "UnpickledError"),
