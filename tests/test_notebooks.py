@@ -544,7 +544,9 @@ def test_figures_are_what_the_notebooks_drew():
 
 
 @pytest.mark.parametrize(
-    "file", [*PATHS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda file: file.name
+    "file",
+    [*PATHS, *ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))],
+    ids=lambda file: file.name,
 )
 def test_local_links_lead_somewhere(file):
     text = file.read_text("utf-8")

@@ -16,6 +16,8 @@ from tests.planted_bugs import BUGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+# The long tables stand in pages of their own.
+PAGES = README + "".join(page.read_text("utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
 CONFIG = SmolLM2Config.preset("135M")
 
 
@@ -23,15 +25,15 @@ CONFIG = SmolLM2Config.preset("135M")
 def test_the_parameter_table(row):
     part, count = row
     share = count / accounting.total_parameters(CONFIG)
-    assert f"| {part} | {count:,} | {share:.2%} |" in README
+    assert f"| {part} | {count:,} | {share:.2%} |" in PAGES
 
 
 def test_numbers_come_from_functions():
-    assert f"| all | {accounting.total_parameters(CONFIG):,} | |" in README
+    assert f"| all | {accounting.total_parameters(CONFIG):,} | |" in PAGES
     assert f"{accounting.total_parameters(CONFIG):,}-parameter model" in README
-    assert f"costs {sum(accounting.palm_flops(CONFIG, 256).values()):,} FLOPs" in README
-    assert f"takes {accounting.kv_cache_bytes(CONFIG, 1, torch.bfloat16):,} bytes" in README
-    assert f"{corpus.TEXT_CHARACTERS:,} characters" in README
+    assert f"costs {sum(accounting.palm_flops(CONFIG, 256).values()):,} FLOPs" in PAGES
+    assert f"takes {accounting.kv_cache_bytes(CONFIG, 1, torch.bfloat16):,} bytes" in PAGES
+    assert f"{corpus.TEXT_CHARACTERS:,} characters" in PAGES
     assert f"{len(BUGS)} bugs against {len(CHECKS)} checks" in README
     lines = len((ROOT / "smol_scratch" / "model.py").read_text("utf-8").splitlines())
     assert f"{round(lines, -1)} lines" in README
@@ -59,7 +61,7 @@ def test_the_table_of_long_runs_is_what_the_records_say(label, name):
     assert (
         f"| {label} | {len(losses):,} | {recent:.2f} | {looks[best]:.2f} (step {best:,}) "
         f"| {looks[end]:.2f} (step {end:,}) |"
-    ) in README
+    ) in PAGES
 
 
 def test_the_speed_of_training_is_what_was_measured():
@@ -71,18 +73,21 @@ def test_the_speed_of_training_is_what_was_measured():
         f"{theirs / ours:.2f} × its speed, with compiled blocks {theirs / compiled:.2f} ×; "
         f"{given:.2f} × when it is given the same allocator setting and fused optimizer; "
         f"{limit / ours:.0%} and {limit / compiled:.0%} of what the matrix products alone"
-    ).replace("%", " %") in README
+    ).replace("%", " %") in PAGES
     peak = {row["variant"]: float(row["peak_gb"]) for row in record("training_speed.csv")}
     assert (
         f"peak memory {peak['ours']:.1f} and {peak['ours, blocks compiled']:.1f} GB against "
         f"{peak['transformers']:.1f}"
-    ) in README
+    ) in PAGES
 
 
 def test_every_notebook_is_listed():
-    assert re.findall(r"\(notebooks/(.*?\.ipynb)\)", README) == [
-        path.name for path in notebook.notebooks()
-    ]
+    rows = re.findall(r"^\| \[(.*?)\]\((?:notebooks/)?(.*?\.ipynb)\) \| (.*?) \|$", README, re.M)
+    assert [file for _, file, _ in rows] == [path.name for path in notebook.notebooks()]
+    start = notebook.read(ROOT / "notebooks" / "00_start.ipynb")
+    table = "\n".join(cell.source for cell in start.cells if cell.cell_type == "markdown")
+    there = re.findall(r"^\| \[(.*?)\]\((.*?\.ipynb)\) \| (.*?) \|$", table, re.M)
+    assert there == rows[1:], "notebook 00 and the README ask other questions"
 
 
 def test_every_command_exists():

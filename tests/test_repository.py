@@ -56,7 +56,7 @@ def test_the_workflow_runs_the_commands_of_the_readme():
     for target in with_make:
         assert re.search(rf"^{target} ", README, re.M)
         assert f"\n{target.removeprefix('make ')}: " in (ROOT / "Makefile").read_text("utf-8")
-    block = README.partition("Without `make` (Windows)")[2].partition("```text\n")[2]
+    block = README.partition("Without <code>make</code> (Windows)")[2].partition("```text\n")[2]
     commands = [
         line.partition(" #")[0].rstrip() for line in block.partition("\n\n")[0].splitlines()
     ]

@@ -1,0 +1,201 @@
+"""Figures of notebook 13, inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
+
+Band = tuple[Sequence[float], Sequence[float]]  # means, and their standard errors
+
+
+def giant(first: Sequence[float], others: Sequence[float]) -> Figure:
+    """Draw the largest number of the residual stream against blocks passed.
+
+    Args:
+        first: at the first token, after 0, 1, … blocks.
+        others: at any later token, likewise.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.2))
+    x = np.arange(len(first))
+    ax.plot(x, first, color=COLOURS["wrong"], marker="o", markersize=4)
+    ax.plot(x, others, color=COLOURS["right"], marker="s", markersize=3.5, linestyle="--")
+    ax.text(15, 9_000, "the first token", color=COLOURS["wrong"], weight="bold", va="top")
+    ax.text(15, 25, "the largest at any other token", color=COLOURS["right"], weight="bold",
+            va="top")  # fmt: skip
+    ax.set(yscale="log", xlabel="blocks passed", ylabel="largest number (absolute)",
+           title="One token carries a giant", ylim=(0.5, 8e4))  # fmt: skip
+    return describe(
+        figure,
+        "Largest number in the residual stream against blocks passed, on a logarithmic axis. At "
+        "the first token it jumps above twenty thousand after the twelfth block and stays there "
+        "until the last two. At all other tokens it stays below a thousand for most of the way.",
+    )
+
+
+def contributions(names: Sequence[str], values: Sequence[float]) -> Figure:
+    """Draw how much each hidden channel adds to one number of the stream.
+
+    Args:
+        names: of the channels, the largest first.
+        values: what each adds, absolute.
+    """
+    figure, ax = new_figure(figsize=(7.2, 2.6))
+    y = np.arange(len(names))[::-1]
+    strong = [value > max(values) / 10 for value in values]
+    ax.barh(y, values, color=[COLOURS["mlp"] if s else COLOURS["other"] for s in strong])
+    for place, value in zip(y, values, strict=True):
+        ax.text(value * 1.15, place, f"{value:,.0f}", va="center")
+    ax.set_yticks(y, names)
+    ax.set(xscale="log", xlim=(1, 1e5), xlabel="added to the giant number (logarithmic)",
+           ylabel="hidden channel", title="Two of 1,536 channels write it")  # fmt: skip
+    ax.grid(visible=False, axis="y")
+    return describe(
+        figure,
+        "Six bars on a logarithmic axis, one for each of the hidden channels that add most to the "
+        "giant number. Two of them add thousands, the next ones less than ten.",
+    )
+
+
+def sink(curves: Mapping[str, Sequence[float]], switch: int) -> Figure:
+    """Draw the share of attention on the first token, block by block.
+
+    Args:
+        curves: label to share, one for each block.
+        switch: number of the block whose MLP writes the giant.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.0))
+    looks = (("wrong", "-", "o"), ("right", "--", "s"))
+    for (label, values), (colour, style, mark) in zip(curves.items(), looks, strict=True):
+        x = np.arange(len(values))
+        ax.plot(x, values, style, marker=mark, markersize=3.5, color=COLOURS[colour], label=label)
+    ax.axvline(switch + 0.5, color=COLOURS["residual"], linestyle=":", linewidth=1.2)
+    ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
+    ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0),
+           title="Without the giant, the heads let go of the first token")  # fmt: skip
+    ax.legend(loc="lower left", bbox_to_anchor=(0.03, 0.0), fontsize=10)
+    return describe(
+        figure,
+        "Share of attention that lies on the first token, for each block, with the giant and "
+        "without it. Up to the block that writes it both are the same. After it, the share is "
+        "around one half or more with the giant, and a small fraction without it.",
+    )
+
+
+def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[str]) -> Figure:
+    """Draw the logit lens in words: what each stream would say if the model ended there.
+
+    Args:
+        words: a row for each depth, a word for each token.
+        rows: blocks passed.
+        columns: the tokens that the model reads.
+    """
+    figure, ax = new_figure(figsize=(7.2, 0.36 * len(rows) + 1.1))
+    last = words[-1]
+    for i, row in enumerate(words):
+        for j, word in enumerate(row):
+            final = word == last[j]
+            ax.text(j, i, word, ha="center", va="center", fontsize=10.5, family="monospace",
+                    weight="bold" if final else "normal",
+                    color="white" if final else "black",
+                    bbox={"boxstyle": "round,pad=0.25", "linewidth": 0,
+                          "fc": COLOURS["right"] if final else "#EEEEEE"})  # fmt: skip
+    ax.set_yticks(range(len(rows)), [str(row) for row in rows])
+    ax.set_xticks(range(len(columns)), columns)
+    ax.xaxis.set_ticks_position("top")
+    ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6), ylabel="blocks passed")
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.grid(visible=False)
+    return describe(
+        figure,
+        "A table of words: a column for each token that the model reads, a row for each depth. "
+        "Each cell is the token that the model would put first if it ended there. Cells that agree "
+        "with the final answer are blue, and they appear only in the last few rows.",
+    )
+
+
+def patched(curves: Mapping[str, Band]) -> Figure:
+    """Draw how much of another prompt's answer an exchanged vector brings, block by block.
+
+    Args:
+        curves: label to means and standard errors, after 0, 1, … blocks.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.0))
+    looks = (("key", "-", "o"), ("right", "--", "s"))
+    for (label, (means, errors)), (colour, style, mark) in zip(curves.items(), looks, strict=True):
+        x, mean, error = np.arange(len(means)), np.array(means), np.array(errors)
+        ax.fill_between(x, mean - 2 * error, mean + 2 * error, color=COLOURS[colour], alpha=0.25)
+        ax.plot(x, mean, style, marker=mark, markersize=4, color=COLOURS[colour], label=label)
+    ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
+    ax.set(xlabel="blocks passed when the vector is exchanged", ylabel="answer changed",
+           yticks=(0, 0.5, 1), yticklabels=("not at all", "half", "wholly"),
+           title="The country moves in one step")  # fmt: skip
+    ax.legend(loc="center left", fontsize=10, title="exchanged vector")
+    return describe(
+        figure,
+        "How far the answer changes when a vector is exchanged for that of another prompt, against "
+        "the depth of the exchange. At the country's own token the exchange works for the first "
+        "two thirds of the blocks and then, within one block, not at all. At the last token it is "
+        "the other way round.",
+    )
+
+
+def branches(rises: Mapping[str, Band], highest: float) -> Figure:
+    """Draw what each of the sixty branches is worth.
+
+    Args:
+        rises: "attention" and "MLP" to mean rise of the loss and standard error, by block.
+        highest: where the axis ends; higher bars are cut and labelled.
+    """
+    figure, axes = new_figure(2, 1, figsize=(7.2, 3.9), sharex=True)
+    for ax, (label, (means, errors)) in zip(axes, rises.items(), strict=True):
+        colour = COLOURS["attention" if label == "attention" else "mlp"]
+        x = np.arange(len(means))
+        ax.bar(x, np.minimum(means, highest), color=colour, width=0.75)
+        low = [mean < highest for mean in means]
+        ax.errorbar(x[low], np.array(means)[low], 2 * np.array(errors)[low], fmt="none",
+                    ecolor="black", elinewidth=1)  # fmt: skip
+        for place, mean in zip(x, means, strict=True):
+            if mean >= highest:
+                ax.text(place + 0.5, highest, f"{mean:.1f} ↑", va="top", fontsize=10)
+        ax.set(ylim=(0, highest), ylabel=f"{label}\n(nats per token)")
+    axes[0].set_title("Silence one branch: how much does the loss rise?")
+    axes[1].set_xlabel("block")
+    return describe(
+        figure,
+        "Two rows of bars, one for attention and one for the MLP, with a bar for each block: how "
+        "much the loss rises when that branch writes nothing. A few bars are many times higher "
+        "than all others, among them the very first block and the MLP that writes the giant.",
+    )
+
+
+def repeated(curves: Mapping[str, Sequence[float]], half: int, chance: float) -> Figure:
+    """Draw the loss at each position of a random sequence that is given twice.
+
+    Args:
+        curves: label to loss in nats at each position.
+        half: where the repetition begins.
+        chance: loss of a guess among all tokens.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.2))
+    looks = (("right", "-"), ("wrong", "--"), ("other", "-."))
+    for (label, values), (colour, style) in zip(curves.items(), looks, strict=False):
+        ax.plot(np.arange(1, len(values) + 1), values, style, color=COLOURS[colour], label=label)
+    ax.axvline(half, color=COLOURS["residual"], linestyle=":", linewidth=1.2)
+    ax.text(half + 0.6, 0.3, "the same tokens again", fontsize=10)
+    ax.axhline(chance, color=COLOURS["residual"], linewidth=1)
+    ax.text(1, chance - 0.3, "a guess among all tokens", va="top", fontsize=10)
+    ax.set(xlabel="position", ylabel="loss (nats per token)", ylim=(0, None),
+           title="Copying needs its heads")  # fmt: skip
+    ax.legend(loc="center right", bbox_to_anchor=(1, 0.62), fontsize=10)
+    return describe(
+        figure,
+        "Loss at each position of a random sequence given twice. In the first half every model is "
+        "worse than a guess. In the second half the whole model falls to a low loss at once, the "
+        "one without copying heads hardly falls, and the control follows the whole model.",
+    )

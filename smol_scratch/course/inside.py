@@ -1,0 +1,336 @@
+"""Instruments of notebook 13: watch the residual stream, silence a part, exchange a vector.
+
+Each intervention is a context manager that puts a hook into the model and takes it out again.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smol_scratch.model import SmolLM2
+
+Change = Callable[[Tensor], Tensor]
+Intervention = AbstractContextManager[None]
+
+
+def _blocks(model: SmolLM2) -> Any:
+    return model.model.layers
+
+
+@contextmanager
+def _hooked(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def changed_output(module: nn.Module, change: Change) -> Intervention:
+    """Let ``change`` replace what a module returns, as long as the context lasts.
+
+    Args:
+        module: that returns one tensor.
+        change: from that tensor to the one that goes on in its place.
+    """
+    return _hooked([module.register_forward_hook(lambda _, __, output: change(output))])
+
+
+def silenced_channels(model: SmolLM2, layer: int, channels: Sequence[int]) -> Intervention:
+    """Set hidden channels of a block's MLP to zero, at every token.
+
+    Args:
+        model: from ``load_pretrained``.
+        layer: number of the block.
+        channels: numbers of its MLP's hidden channels.
+    """
+
+    def zero(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        hidden = inputs[0].clone()  # (B, T, hidden)
+        hidden[..., list(channels)] = 0
+        return (hidden,)
+
+    down = _blocks(model)[layer].mlp.down_proj
+    return _hooked([down.register_forward_pre_hook(zero)])
+
+
+def silenced_heads(model: SmolLM2, heads: Sequence[tuple[int, int]]) -> Intervention:
+    """Set what query heads have gathered to zero, before ``o_proj``.
+
+    Args:
+        model: from ``load_pretrained``.
+        heads: (block, query head) of each.
+    """
+    D = model.config.head_dim
+    handles = []
+    for layer in {layer for layer, _ in heads}:
+        mine = [head for number, head in heads if number == layer]
+
+        def zero(_: nn.Module, inputs: tuple[Tensor], mine: list[int] = mine) -> tuple[Tensor]:
+            gathered = inputs[0].clone()  # (B, T, H * D)
+            for head in mine:
+                gathered[..., D * head : D * (head + 1)] = 0
+            return (gathered,)
+
+        o_proj = _blocks(model)[layer].self_attn.o_proj
+        handles.append(o_proj.register_forward_pre_hook(zero))
+    return _hooked(handles)
+
+
+def silenced_branch(model: SmolLM2, layer: int, branch: str) -> Intervention:
+    """Let one of the sixty branches write nothing.
+
+    Args:
+        model: from ``load_pretrained``.
+        layer: number of the block.
+        branch: "self_attn" or "mlp".
+    """
+    return changed_output(getattr(_blocks(model)[layer], branch), torch.zeros_like)
+
+
+@torch.no_grad()
+def streams(model: SmolLM2, ids: Tensor, until: int | None = None) -> Tensor:
+    """Return the residual stream after 0, 1, … blocks, (blocks + 1, B, T, C).
+
+    Args:
+        model: from ``load_pretrained``.
+        ids: token numbers, (B, T).
+        until: after how many blocks to stop; None for all of them.
+    """
+    parts: Any = model.model
+    found = [parts.embed_tokens(ids)]
+    for block in parts.layers[:until]:
+        found.append(block(found[-1]))
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def attention_maps(model: SmolLM2, ids: Tensor) -> Tensor:
+    """Return the weights of every head, (layers, B, H, T, T).
+
+    Args:
+        model: from ``load_pretrained``.
+        ids: token numbers, (B, T).
+    """
+    maps: list[Tensor] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+        future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+        y, weights = _weighted(q, k, v, future)
+        maps.append(weights)
+        return y
+
+    with _attending(model, range(model.config.n_layer), attend):
+        model(ids)
+    return torch.stack(maps)
+
+
+@torch.no_grad()
+def losses(model: SmolLM2, rows: Tensor, skip: int = 0) -> list[float]:
+    """Return the mean loss of each sequence, in nats per token.
+
+    Args:
+        model: any.
+        rows: (sequences, T + 1), as from ``evenly_spaced``.
+        skip: leave out the first predictions of each sequence.
+    """
+    logits, _ = model(rows[:, :-1])  # (sequences, T, V)
+    each = F.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none")
+    return each[:, skip:].mean(1).tolist()
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def rise(after: Sequence[float], before: Sequence[float]) -> str:
+    """Return how much the loss rose, as mean ± standard error over the same sequences."""
+    mean, error = mean_and_error([a - b for a, b in zip(after, before, strict=True)])
+    return f"{mean:+.2f} ± {error:.2f}"
+
+
+@contextmanager
+def together(*contexts: Intervention) -> Iterator[None]:
+    """Let several interventions last at the same time."""
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+@torch.no_grad()
+def inputs_of(model: SmolLM2, module: nn.Module, ids: Tensor) -> Tensor:
+    """Return what a module reads when the model reads ``ids``.
+
+    Args:
+        model: from ``load_pretrained``.
+        module: of the model, with one input.
+        ids: token numbers, (B, T).
+    """
+    found: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    with _hooked([handle]):
+        model(ids)
+    return found[0]
+
+
+def _weighted(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend, with a score of minus infinity where ``hidden`` (T, T); return weights too."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
+    weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
+    return weights @ v, weights
+
+
+@contextmanager
+def _attending(
+    model: SmolLM2, layers: Sequence[int], attend: Callable[..., Tensor]
+) -> Iterator[None]:
+    parts = [_blocks(model)[layer].self_attn for layer in layers]
+    before = [part.attend for part in parts]
+    try:
+        for part in parts:
+            part.attend = attend
+        yield
+    finally:
+        for part, old in zip(parts, before, strict=True):
+            part.attend = old
+
+
+def hidden_first_token(model: SmolLM2, layers: Sequence[int]) -> Intervention:
+    """Let no later token attend to the first one.
+
+    Args:
+        model: from ``load_pretrained``.
+        layers: in which blocks.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+        hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+        hidden[1:, 0] = True
+        return _weighted(q, k, v, hidden)[0]
+
+    return _attending(model, layers, attend)
+
+
+CAPITALS = {
+    "France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Germany": "Berlin", "Russia": "Moscow",
+    "Egypt": "Cairo", "China": "Beijing", "Spain": "Madrid", "England": "London",
+    "Greece": "Athens",
+}  # fmt: skip
+
+
+def _answer_changed(logits: Tensor, answers: Tensor, whole: tuple[Tensor, Tensor]) -> Tensor:
+    """Return how far each answer has turned to the next prompt's, 0 for not at all, 1 for wholly.
+
+    Measured by the difference of two logits, that of the next prompt's answer and its own.
+    """
+    own, other = whole
+    n = torch.arange(len(answers))
+    after = logits[n, answers.roll(-1)] - logits[n, answers]
+    return (after - own) / (other - own)
+
+
+def _ends(model: SmolLM2, prompts: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return that difference of logits for each prompt, and for the next prompt in its place."""
+    logits = model(prompts)[0][:, -1]  # (N, V)
+    n = torch.arange(len(answers))
+    own = logits[n, answers.roll(-1)] - logits[n, answers]
+    moved = logits.roll(-1, dims=0)
+    return own, moved[n, answers.roll(-1)] - moved[n, answers]
+
+
+@torch.no_grad()
+def patched_streams(
+    model: SmolLM2,
+    prompts: Tensor,
+    answers: Tensor,
+    place: int,
+    depths: Sequence[int] | None = None,
+) -> tuple[list[float], list[float]]:
+    """Exchange one token's vector for that of the next prompt, after 0, 1, … blocks.
+
+    Args:
+        model: from ``load_pretrained``.
+        prompts: token numbers of prompts that differ in one token, (N, T).
+        answers: the token that each is to be continued with, (N,).
+        place: at which position the vector is exchanged.
+        depths: after how many blocks; None for each number of them.
+
+    Returns:
+        Means and standard errors, over the prompts, of how far the answer turns to the next
+        prompt's: 0 for not at all, 1 for wholly.
+    """
+    parts: Any = model.model
+    whole, stream = _ends(model, prompts, answers), streams(model, prompts)
+    means, errors = [], []
+    for depth in depths if depths is not None else range(len(stream)):
+        x = stream[depth].clone()  # (N, T, C)
+        x[:, place] = x[:, place].roll(-1, dims=0)
+        for block in parts.layers[depth:]:
+            x = block(x)
+        logits = F.linear(parts.norm(x[:, -1]), parts.embed_tokens.weight)  # (N, V)
+        mean, error = mean_and_error(_answer_changed(logits, answers, whole).tolist())
+        means.append(mean)
+        errors.append(error)
+    return means, errors
+
+
+@torch.no_grad()
+def patched_heads(
+    model: SmolLM2, prompts: Tensor, answers: Tensor, place: int, layer: int
+) -> list[tuple[float, float]]:
+    """Exchange what one query head has gathered for what it gathered in the next prompt.
+
+    A query head can be exchanged by itself behind the attention, where each has 64 channels of its
+    own. Before it, keys and values belong to a group of three, and cannot.
+
+    Args:
+        model: from ``load_pretrained``.
+        prompts: as for ``patched_streams``.
+        answers: likewise.
+        place: at which position.
+        layer: number of the block.
+
+    Returns:
+        Mean and standard error for each head.
+    """
+    whole, D = _ends(model, prompts, answers), model.config.head_dim
+    o_proj = _blocks(model)[layer].self_attn.o_proj
+    gathered = inputs_of(model, o_proj, prompts)  # (N, T, H * D)
+    found = []
+    for head in range(model.config.n_head):
+
+        def exchange(_: nn.Module, inputs: tuple[Tensor], head: int = head) -> tuple[Tensor]:
+            x, mine = inputs[0].clone(), slice(D * head, D * (head + 1))
+            x[:, place, mine] = gathered[:, place, mine].roll(-1, dims=0)
+            return (x,)
+
+        with _hooked([o_proj.register_forward_pre_hook(exchange)]):
+            changed = _answer_changed(model(prompts)[0][:, -1], answers, whole)
+        found.append(mean_and_error(changed.tolist()))
+    return found
+
+
+def other_heads(heads: Sequence[tuple[int, int]], n_head: int = 9) -> list[tuple[int, int]]:
+    """Return as many other heads of the same blocks, as a control.
+
+    Args:
+        heads: (block, query head) of each.
+        n_head: query heads in a block.
+    """
+    taken, others = set(heads), []
+    for layer, _ in heads:
+        free = next(head for head in range(n_head) if (layer, head) not in taken)
+        taken.add((layer, free))
+        others.append((layer, free))
+    return others

@@ -1,0 +1,125 @@
+"""The instruments of notebook 13 do what they say, and leave the model as it was."""
+
+import pytest
+import torch
+
+from smol_scratch import SmolLM2, SmolLM2Config
+from smol_scratch.course import inside
+
+CONFIG = SmolLM2Config(
+    vocab_size=64,
+    block_size=16,
+    n_layer=3,
+    n_head=6,
+    n_kv_head=2,
+    n_embd=48,
+    intermediate_size=32,
+    head_dim=8,
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SmolLM2(CONFIG).requires_grad_(False)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def test_streams_begin_with_the_embedding_and_end_before_the_norm(model, ids):
+    found = inside.streams(model, ids)  # (4, 2, 9, 48)
+    assert torch.equal(found[0], model.model.embed_tokens(ids))
+    assert torch.equal(inside.streams(model, ids, until=2), found[:3])
+    logits = model.model.norm(found[-1]) @ model.model.embed_tokens.weight.T
+    torch.testing.assert_close(logits, model(ids)[0])
+
+
+@pytest.mark.parametrize(
+    "silence",
+    [
+        lambda m: inside.silenced_channels(m, 1, [3]),
+        lambda m: inside.silenced_heads(m, [(0, 1), (2, 5)]),
+        lambda m: inside.silenced_branch(m, 1, "self_attn"),
+        lambda m: inside.hidden_first_token(m, [1, 2]),
+        lambda m: inside.changed_output(m.model.layers[0], torch.zeros_like),
+    ],
+)
+def test_an_intervention_acts_and_is_taken_out_even_after_an_error(model, ids, silence):
+    before = model(ids)[0]
+    with silence(model):
+        assert not torch.allclose(model(ids)[0], before, atol=1e-4)
+    assert torch.equal(model(ids)[0], before)
+    with pytest.raises(RuntimeError, match="on purpose"), silence(model):
+        raise RuntimeError("on purpose")
+    assert torch.equal(model(ids)[0], before)
+
+
+def test_a_silenced_channel_is_one_whose_column_is_zero(model, ids):
+    with inside.silenced_channels(model, 1, [3, 7]):
+        found = model(ids)[0]
+    model.model.layers[1].mlp.down_proj.weight[:, [3, 7]] = 0
+    torch.testing.assert_close(found, model(ids)[0])
+
+
+def test_a_silenced_head_is_one_whose_columns_of_o_proj_are_zero(model, ids):
+    with inside.silenced_heads(model, [(2, 4)]):
+        found = model(ids)[0]
+    model.model.layers[2].self_attn.o_proj.weight[:, 8 * 4 : 8 * 5] = 0
+    torch.testing.assert_close(found, model(ids)[0])
+
+
+def test_maps_are_what_attention_used(model, ids):
+    plain, maps = model(ids)[0], inside.attention_maps(model, ids)  # (3, 2, 6, 9, 9)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(3, 2, 6, 9))
+    assert not maps.triu(1).any()
+    torch.testing.assert_close(model(ids)[0], plain)
+    gathered = inside.inputs_of(model, model.model.layers[0].self_attn.o_proj, ids)
+    read = model.model.layers[0].input_layernorm(model.model.embed_tokens(ids))
+    v = model.model.layers[0].self_attn.v_proj(read).view(2, 9, 2, 8).transpose(1, 2)
+    again = (maps[0] @ v.repeat_interleave(3, dim=1)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(gathered, again)
+
+
+def test_a_hidden_first_token_reaches_nobody(model, ids):
+    other = ids.clone()
+    other[:, 0] = (other[:, 0] + 1) % 64
+    with inside.hidden_first_token(model, range(3)):
+        a, b = model(ids)[0], model(other)[0]
+    torch.testing.assert_close(a[:, 1:], b[:, 1:])
+    assert not torch.allclose(a[:, 0], b[:, 0])
+
+
+def test_exchanging_everything_that_differs_changes_the_answer_wholly(model):
+    prompts = torch.tensor([[5, 9, 1], [5, 10, 1], [5, 11, 1]])
+    answers = torch.tensor([20, 30, 40])
+    means, errors = inside.patched_streams(model, prompts, answers, place=1)
+    assert means[0] == pytest.approx(1, abs=1e-3)  # the embeddings: all that differs
+    assert means[-1] == pytest.approx(0, abs=1e-3)  # too late for the last token to see it
+    assert len(means) == len(errors) == 4
+    assert inside.patched_streams(model, prompts, answers, 1, depths=[2])[0] == means[2:3]
+    means, _ = inside.patched_streams(model, prompts, answers, place=2)
+    assert means[0] == pytest.approx(0, abs=1e-3)
+    assert means[-1] == pytest.approx(1, abs=1e-3)
+
+
+def test_all_heads_together_are_the_attention(model):
+    prompts = torch.tensor([[5, 9, 1], [5, 10, 1]])
+    answers = torch.tensor([20, 30])
+    single = inside.patched_heads(model, prompts, answers, place=2, layer=2)
+    assert len(single) == 6
+    assert all(error >= 0 for _, error in single)
+    assert len({mean for mean, _ in single}) == 6
+
+
+def test_a_control_has_other_heads_of_the_same_blocks():
+    heads = [(3, 0), (3, 1), (7, 8)]
+    others = inside.other_heads(heads)
+    assert [layer for layer, _ in others] == [3, 3, 7]
+    assert len({*heads, *others}) == 6
+
+
+def test_a_rise_is_a_mean_of_pairs():
+    assert inside.rise([1.5, 2.5], [1.0, 1.0]) == "+1.00 ± 0.50"
