@@ -59,7 +59,7 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m codespell_lib README.md CONTRIBUTING.md data/README.md smol_scratch benchmarks tests
+	$(PY) -m codespell_lib README.md CONTRIBUTING.md data/README.md docs smol_scratch benchmarks tests
 
 format: $(READY)
 	$(PY) -m ruff check --fix .

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from smol_scratch.course import exercises
 
 NAMES = ("start", "rmsnorm", "rope", "gqa", "swiglu", "block", "assembled", "dataset", "parameters",
-         "flops", "training", "generation", "sharing")  # fmt: skip
+         "flops", "training", "generation", "sharing", "inside")  # fmt: skip
 CHECKERS = {
     f"{name}.{check}": getattr(module, check)
     for name in NAMES
@@ -319,17 +319,3 @@ def test_what_is_missing_is_not_done(capsys):
 def test_an_error_of_the_readers_is_named(capsys):
     exercises.exercise(lambda answer: answer())(lambda: 1 / 0)
     assert "your code stopped with ZeroDivisionError" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("answer", "hint"),
-    [
-        ("The capital of France is", "leave no choice"),
-        ("We hold these truths to be self- ", "space at the end"),
-        ("cat dog " * 20 + "cat", "41 words"),
-        ("", "in quotation marks"),
-        (0.95, "in quotation marks"),
-    ],
-)
-def test_a_text_that_leaves_a_choice_is_not_the_answer(answer, hint, capsys):
-    assert hint in said("start.check_certain", answer, capsys)

@@ -68,20 +68,20 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int) -> Figure:
         switch: number of the block whose MLP writes the giant.
     """
     figure, ax = new_figure(figsize=(7.2, 3.0))
-    looks = (("wrong", "-", "o"), ("right", "--", "s"))
-    for (label, values), (colour, style, mark) in zip(curves.items(), looks, strict=True):
+    looks = (("wrong", "-", "o", 0.88), ("right", "--", "s", 0.33))
+    for (label, values), (colour, style, mark, height) in zip(curves.items(), looks, strict=True):
         x = np.arange(len(values))
-        ax.plot(x, values, style, marker=mark, markersize=3.5, color=COLOURS[colour], label=label)
+        ax.plot(x, values, style, marker=mark, markersize=3.5, color=COLOURS[colour])
+        ax.text(15.5, height, label, color=COLOURS[colour], weight="bold", va="center")
     ax.axvline(switch + 0.5, color=COLOURS["residual"], linestyle=":", linewidth=1.2)
     ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
     ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0),
            title="Without the giant, the heads let go of the first token")  # fmt: skip
-    ax.legend(loc="lower left", bbox_to_anchor=(0.03, 0.0), fontsize=10)
     return describe(
         figure,
         "Share of attention that lies on the first token, for each block, with the giant and "
         "without it. Up to the block that writes it both are the same. After it, the share is "
-        "around one half or more with the giant, and a small fraction without it.",
+        "around one half or more with the giant, and far smaller without it.",
     )
 
 
@@ -106,7 +106,8 @@ def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[
     ax.set_yticks(range(len(rows)), [str(row) for row in rows])
     ax.set_xticks(range(len(columns)), columns)
     ax.xaxis.set_ticks_position("top")
-    ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6), ylabel="blocks passed")
+    ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6), ylabel="blocks passed",
+           title="What the model would say if it ended there")  # fmt: skip
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
@@ -162,7 +163,8 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
                     ecolor="black", elinewidth=1)  # fmt: skip
         for place, mean in zip(x, means, strict=True):
             if mean >= highest:
-                ax.text(place + 0.5, highest, f"{mean:.1f} ↑", va="top", fontsize=10)
+                ax.text(place, highest / 2, f"{mean:.1f} →", rotation=90, ha="center", va="center",
+                        color="white", weight="bold", fontsize=10)  # fmt: skip
         ax.set(ylim=(0, highest), ylabel=f"{label}\n(nats per token)")
     axes[0].set_title("Silence one branch: how much does the loss rise?")
     axes[1].set_xlabel("block")
@@ -192,7 +194,7 @@ def repeated(curves: Mapping[str, Sequence[float]], half: int, chance: float) ->
     ax.text(1, chance - 0.3, "a guess among all tokens", va="top", fontsize=10)
     ax.set(xlabel="position", ylabel="loss (nats per token)", ylim=(0, None),
            title="Copying needs its heads")  # fmt: skip
-    ax.legend(loc="center right", bbox_to_anchor=(1, 0.62), fontsize=10)
+    ax.legend(loc="lower left", fontsize=10)
     return describe(
         figure,
         "Loss at each position of a random sequence given twice. In the first half every model is "

@@ -1,0 +1,43 @@
+import torch
+
+
+def query_heads(mine, theirs, group):
+    result = mine.clone()  # as if every query head had values of its own
+    for head in range(3 * group, 3 * group + 3):
+        result[..., 64 * head : 64 * (head + 1)] = theirs[..., 64 * head : 64 * (head + 1)]
+    return result
+
+
+def in_place(mine, theirs, group):
+    mine[..., 64 * group : 64 * (group + 1)] = theirs[..., 64 * group : 64 * (group + 1)]
+    return mine
+
+
+def in_turn(mine, theirs, group):
+    result = mine.clone()  # channel c to group c % 3
+    result[..., group::3] = theirs[..., group::3]
+    return result
+
+
+WRONG = {
+    "check_positions": [
+        (1, "moved to position 1"),
+        ([1], "moved to position 1"),
+        ([0, 1], "attend to a token before it"),
+        ([], "attend only to themselves"),
+        ([0, 1, 2], "attend only to themselves"),
+    ],
+    "check_group": [
+        (lambda mine, theirs, group: theirs.clone(), "all three groups"),
+        (in_place, "make a clone first"),
+        (in_turn, "which are its 64?"),
+        (query_heads, "all three groups"),
+        (lambda mine, theirs, group: torch.zeros(3), "the shape of the values"),
+    ],
+    "check_amplified": [
+        (1.0, "with the giant and without"),
+        (23_700, "that is the giant itself"),
+        (0.118, "the other way round"),
+        (576**0.5, "with the giant and without"),
+    ],
+}
