@@ -138,10 +138,11 @@ def fifteenth_pass() -> Tensor:
     return torch.tensor([losses[14 * 333 + batch] for batch in range(333)], dtype=torch.float64)
 
 
-def last_lines() -> Tensor:
-    """Return the ten losses that the original project logged after its resume."""
-    rows = read_record("description_log.csv")
-    return torch.tensor([r["loss"] for r in rows if r["step"] > 5_000], dtype=torch.float64)
+def last_lines() -> tuple[Tensor, Tensor]:
+    """Return the ten steps that the original project logged after its resume, and their losses."""
+    rows = [row for row in read_record("description_log.csv") if row["step"] > 5_000]
+    losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
+    return torch.tensor([row["step"] for row in rows]), losses
 
 
 @exercise
@@ -149,12 +150,13 @@ def check_batch(answer: int) -> str:
     """Expect the batch of a pass that the original project's step 5,001 read."""
     if isinstance(answer, bool) or not isinstance(answer, int | float) or answer != int(answer):
         raise Hint("answer with one whole number, a batch from 0 to 332")
-    mine, theirs = fifteenth_pass(), last_lines()
-    if not 0 <= answer <= len(mine) - 46:
-        raise Hint("ten batches, five apart, must fit into the pass: 0 to 287")
+    mine, (steps, theirs) = fifteenth_pass(), last_lines()
+    later = steps - steps[0]
+    if not 0 <= answer < len(mine) - int(later[-1]):
+        raise Hint("all ten batches must fit into the pass: 0 to 288")
     fits = [
-        torch.corrcoef(torch.stack((mine[b : b + 46 : 5], theirs)))[0, 1].item()
-        for b in range(len(mine) - 45)
+        torch.corrcoef(torch.stack((mine[b + later], theirs)))[0, 1].item()
+        for b in range(len(mine) - int(later[-1]))
     ]
     right = max(range(len(fits)), key=fits.__getitem__)
     if answer == right:
