@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
+from smol_scratch.course.figures.drawing import HIGH, arrow, canvas, cells
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 # The kinds of tensor to colours, in the order of the legend.
 _COLOUR_OF = {
@@ -25,12 +26,18 @@ _COLOUR_OF = {
 }
 
 
-def file_map(spans: Sequence[tuple[str, int, int]], header: int, rows: int = 12) -> Figure:
+def file_map(
+    spans: Sequence[tuple[str, int, int]],
+    header: int,
+    blocks: Mapping[str, int],
+    rows: int = 12,
+) -> Figure:
     """Draw a file of weights from its first byte to its last, as lines of equal length.
 
     Args:
         spans: kind, first byte and last byte + 1 of each tensor, in the order of the file.
         header: bytes before the first tensor; marked, since to scale it cannot be seen.
+        blocks: number of a block to its first byte; written where it begins.
         rows: lines.
     """
     kinds = list(_COLOUR_OF)
@@ -50,6 +57,12 @@ def file_map(spans: Sequence[tuple[str, int, int]], header: int, rows: int = 12)
     )
     for row in range(1, rows):
         ax.axhline(row, color="white", linewidth=3)
+    for number, first in blocks.items():
+        row, along = divmod(first, size / rows)
+        ax.text(
+            along / 1e6 + 0.15, row + 0.5, number, fontsize=8, weight="bold", va="center",
+            color="white", bbox={"facecolor": "black", "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip
     ax.annotate(
         f"the header: {header:,} bytes, too thin to be seen; so are the norms",
         (0, 0),
@@ -70,7 +83,196 @@ def file_map(spans: Sequence[tuple[str, int, int]], header: int, rows: int = 12)
         if kind != "norms"
     ]
     figure.legend(handles=handles, loc="outside right center", fontsize=9)
-    return figure
+    return describe(
+        figure,
+        "A file drawn as a page of twelve lines. The embedding fills the first two and a half; "
+        "then come thirty blocks of the same coloured stripes, in the order 0, 1, 10, 11, because "
+        "names are sorted as words.",
+    )
+
+
+def file_bytes(length: bytes, header: str, numbers: bytes) -> Figure:
+    """Draw the bytes of a small safetensors file: length, JSON, numbers.
+
+    Args:
+        length: the first eight bytes.
+        header: the JSON.
+        numbers: the float32 numbers behind it.
+    """
+    figure, ax = canvas(26, 8.2)
+    parts = (
+        (0.0, 6.0, "8 bytes", "the header's length", length.hex(" "), "residual"),
+        (6.6, 9.6, f"{len(header)} bytes", "JSON: name → type, shape, place", "", "key"),
+        (16.8, 9.2, f"{len(numbers)} bytes", "the numbers, and nothing else", "", "right"),
+    )
+    for left, width, size, what, inside, colour in parts:
+        ax.add_patch(
+            Rectangle((left, 0.3), width, 6.2, facecolor=COLOURS[colour] + "1F",
+                      edgecolor=COLOURS[colour], linewidth=1.6)
+        )  # fmt: skip
+        ax.text(left + width / 2, 7.6, size, ha="center", fontsize=10.5, weight="bold")
+        ax.text(left + width / 2, 6.85, what, ha="center", fontsize=9.5)
+        if inside:
+            ax.text(left + width / 2, 3.7, "\n".join(inside.split(" ", 4)[0:0] or
+                    [inside[:11], inside[12:]]), ha="center", va="center", fontsize=11,
+                    family="monospace")  # fmt: skip
+            ax.text(left + width / 2, 1.5, f"= {int.from_bytes(length, 'little')}", ha="center",
+                    fontsize=11)  # fmt: skip
+    wrapped = [header[i : i + 27] for i in range(0, len(header), 27)]
+    ax.text(6.85, 3.4, "\n".join(wrapped), va="center", fontsize=8, family="monospace",
+            linespacing=1.35)  # fmt: skip
+    values = np.frombuffer(numbers, dtype="<f4")
+    for i, value in enumerate(values):
+        four = numbers[4 * i : 4 * i + 4].hex(" ")
+        ax.text(17.3, 5.7 - 1.1 * i, f"{four}  =  {value:g}", fontsize=10.5, family="monospace",
+                va="center")  # fmt: skip
+    return describe(
+        figure,
+        "Three boxes in a row: eight bytes that say how long the header is, the header as JSON, "
+        "and five numbers of four bytes each, such as 00 00 80 3f for 1.",
+    )
+
+
+def rows_moved(D: int = 8) -> Figure:
+    """Draw how GGUF reorders a head's rows, and that a score does not notice.
+
+    Args:
+        D: channels of the head that is drawn.
+    """
+    figure, ax = canvas(17, 9.6)
+    half = D // 2
+    order = [row // 2 + half * (row % 2) for row in range(D)]  # the file's row to ours
+    shades = ("query", "key", "value", "gate", "up", "down", "norm", "embedding")
+    for side, left, rows, title in (
+        ("ours", 2.0, list(range(D)), "ours: halves"),
+        ("file", 8.6, order, "GGUF: neighbours"),
+    ):
+        ax.text(left + 1.5, 9.2, title, ha="center", fontsize=11, weight="bold")
+        for place, row in enumerate(rows):
+            y = 8.2 - place * 0.95
+            cells(ax, left, y, ["", "", ""], shades[row % half])
+            where = left - 0.3 if side == "ours" else left + 3.3
+            ax.text(where, y + HIGH / 2, f"row {row}", ha="right" if side == "ours" else "left",
+                    va="center", fontsize=9.5)  # fmt: skip
+    for place, row in enumerate(order):
+        start, end = (5.1, 8.2 - row * 0.95 + HIGH / 2), (8.5, 8.2 - place * 0.95 + HIGH / 2)
+        arrow(ax, start, end, colour=shades[row % half])
+    ax.text(13.0, 4.6, "one colour: a pair\nthat RoPE turns\ntogether", fontsize=10, va="center")
+    ax.text(8.5, 0.35, "q and k are reordered alike, so q · k is the same sum in another order",
+            ha="center", fontsize=10.5)  # fmt: skip
+    return describe(
+        figure,
+        f"The {D} rows of a head, coloured by the pairs that the rotation turns. In our order the "
+        "partners stand half a head apart; arrows move them side by side, as GGUF stores them.",
+    )
+
+
+def block_bytes(numbers: Sequence[float], step: float, stored: Sequence[int]) -> Figure:
+    """Draw one block of q8_0: the numbers, the step, and the 34 bytes.
+
+    Args:
+        numbers: the first few of the 32 numbers.
+        step: what one unit is worth.
+        stored: the same few as whole numbers.
+    """
+    figure, ax = canvas(19, 7.2)
+    n = len(numbers)
+    ax.text(0.2, 6.3, "32 numbers", fontsize=10.5, va="center")
+    ax.text(0.2, 4.3, f"divided by the step,\nlargest / 127 = {step:g}", fontsize=10, va="center")
+    ax.text(0.2, 2.3, "rounded", fontsize=10.5, va="center")
+    for i, (number, whole) in enumerate(zip(numbers, stored, strict=True)):
+        for y, text, colour in (
+            (6.0, f"{number:g}", "residual"),
+            (4.0, f"{number / step:.4g}", "residual"),
+            (2.0, f"{whole}", "right"),
+        ):
+            ax.add_patch(
+                Rectangle((5.4 + 2.4 * i, y), 2.2, 0.7, facecolor=COLOURS[colour] + "26",
+                          edgecolor=COLOURS[colour], linewidth=1.4)
+            )  # fmt: skip
+            ax.text(6.5 + 2.4 * i, y + 0.35, text.replace("-", "−"), ha="center", va="center",
+                    fontsize=10)  # fmt: skip
+        arrow(ax, (6.5 + 2.4 * i, 6.0), (6.5 + 2.4 * i, 4.75))
+        arrow(ax, (6.5 + 2.4 * i, 4.0), (6.5 + 2.4 * i, 2.75))
+    ax.text(5.6 + 2.4 * n, 4.3, "… 28 more", fontsize=10, va="center")
+    ax.add_patch(Rectangle((0.2, 0.1), 3.2, 0.8, facecolor=COLOURS["wrong"] + "33",
+                           edgecolor=COLOURS["wrong"], linewidth=1.6))  # fmt: skip
+    ax.text(1.8, 0.5, "2 bytes: step", ha="center", va="center", fontsize=9.5)
+    ax.add_patch(Rectangle((3.5, 0.1), 15.2, 0.8, facecolor=COLOURS["right"] + "26",
+                           edgecolor=COLOURS["right"], linewidth=1.6))  # fmt: skip
+    ax.text(11.1, 0.5, "32 bytes: a signed whole number each, −127 to 127", ha="center",
+            va="center", fontsize=9.5)  # fmt: skip
+    return describe(
+        figure,
+        "Four of a block's 32 numbers are divided by the step and rounded. Below, the bytes: two "
+        "for the step, then 32 for the whole numbers.",
+    )
+
+
+def witnesses(rows: Mapping[str, Mapping[str, bool]]) -> Figure:
+    """Draw which check speaks about which broken folder.
+
+    Args:
+        rows: folder to check to whether it objects.
+    """
+    checks = list(next(iter(rows.values())))
+    figure, ax = new_figure(figsize=(7.5, 0.5 * len(rows) + 1.1))
+    for y, (name, row) in enumerate(rows.items()):
+        for x, check in enumerate(checks):
+            said = row[check]
+            ax.add_patch(
+                Rectangle((x + 0.03, -y - 0.44), 0.94, 0.88, linewidth=0,
+                          facecolor=COLOURS["wrong"] if said else "#EEEEEE")
+            )  # fmt: skip
+            ax.text(x + 0.5, -y, "objects" if said else "silent", ha="center", va="center",
+                    fontsize=10, color="white" if said else "#555555",
+                    weight="bold" if said else "normal")  # fmt: skip
+        ax.text(-0.08, -y, name, ha="right", va="center", fontsize=10.5)
+    ax.set(xlim=(0, len(checks)), ylim=(-len(rows) + 0.5, 0.55))
+    ax.set_xticks([x + 0.5 for x in range(len(checks))], checks, fontsize=10)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.grid(False)
+    caught = "; ".join(
+        f"{name}: {', '.join(c.replace(chr(10), ' ') for c in checks if row[c]) or 'none'}"
+        for name, row in rows.items()
+    )
+    return describe(figure, f"A table of folders and the checks that object to them. {caught}.")
+
+
+def size_and_loss(points: Mapping[str, tuple[float, float, float]], top: float) -> Figure:
+    """Draw what each way of storing costs in loss, against its bits.
+
+    Args:
+        points: label to bits per number, extra loss and its standard error.
+        top: extra losses above are marked at the upper edge and written beside the mark.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.8))
+    ax.axhline(0, color=COLOURS["residual"], linewidth=1)
+    for label, (bits, extra, error) in points.items():
+        off = extra > top
+        block = not label.startswith("one scale")
+        colour, mark = ("right", "o") if block else ("wrong", "X")
+        ax.errorbar(bits, min(extra, 0.97 * top), 0 if off else error, fmt="^" if off else mark,
+                    color=COLOURS[colour], markersize=9, capsize=4)  # fmt: skip
+        text = f"{label}: {extra:.1f}" if off else label
+        up = label not in ("float16",)
+        ax.annotate(text, (bits, min(extra, 0.97 * top)), (9, 3) if off else (0, 10 if up else -16),
+                    textcoords="offset points", ha="left" if off else "center",
+                    fontsize=9.5)  # fmt: skip
+    ax.set(xscale="log", xlabel="bits per number", ylabel="extra loss (nats per token)",
+           xlim=(3.4, 46), ylim=(-0.12 * top, 1.1 * top))  # fmt: skip
+    ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
+    ax.minorticks_off()
+    return describe(
+        figure,
+        "Extra loss against bits per number, with standard errors. float16, bfloat16 and q8_0 lie "
+        "on zero, one scale for a whole matrix a little above at eight bits, q4_0 further up, and "
+        "one scale with four bits off the picture.",
+    )
 
 
 def one_block(numbers: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:
@@ -106,101 +308,8 @@ def one_block(numbers: Sequence[float], errors: Mapping[str, Sequence[float]]) -
         ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
         ax.grid(False, axis="x")
     axes[-1].set(xlabel="place in the block", xticks=range(0, len(numbers), 4))
-    return figure
-
-
-def errors_by_kind(errors: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Draw the relative error of each way of storing for each kind of matrix.
-
-    Args:
-        errors: way of storing to kind to error, as a share of the weights' own size; an error of
-            zero has no place on the logarithmic axis and is written at its left end.
-    """
-    figure, ax = new_figure(figsize=(7.3, 4.0))
-    kinds = list(next(iter(errors.values())))
-    looks = (("residual", "D"), ("right", "o"), ("key", "s"), ("wrong", "^"), ("other", "v"))
-    low = 0.2 * min(value for by in errors.values() for value in by.values() if value)
-    for (label, by_kind), (colour, mark) in zip(errors.items(), looks, strict=False):
-        shown = [(100 * by_kind[kind], i) for i, kind in enumerate(kinds) if by_kind[kind]]
-        ax.plot(*zip(*shown, strict=True), mark, color=COLOURS[colour], markersize=8, label=label)
-        for i, kind in enumerate(kinds):
-            if not by_kind[kind]:
-                ax.text(112 * low, i, f"{label}: exactly 0", fontsize=9, va="center",
-                        color=COLOURS[colour])  # fmt: skip
-    ax.set_yticks(range(len(kinds)), kinds)
-    ax.invert_yaxis()
-    ax.set(xscale="log", xlabel="error, relative to the weights (%)", xlim=(100 * low, 180))
-    ax.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
-    figure.legend(loc="outside upper center", fontsize=9, ncols=len(errors))
-    return figure
-
-
-def size_and_perplexity(points: Mapping[str, tuple[float, float, str]], top: float) -> Figure:
-    """Draw perplexity against the size of the file.
-
-    Args:
-        points: label to bits a number, perplexity, and where the label goes: "left", "right",
-            "above" or "below".
-        top: perplexities above are marked at the upper edge and written beside the mark.
-    """
-    figure, ax = new_figure(figsize=(7.2, 3.9))
-    floor = min(value for _, value, _ in points.values())
-    for label, (bits, value, place) in points.items():
-        off = value > top
-        y = top if off else value
-        block = not label.startswith("one scale")
-        colour, mark = ("right", "o") if block else ("wrong", "X")
-        ax.plot(bits, y, "^" if off else mark, color=COLOURS[colour], markersize=10, clip_on=False)
-        text = f"{label}: {value:.1e}" if off else label
-        dx, dy, ha, va = {
-            "left": (-9, 0, "right", "center"),
-            "right": (9, 0, "left", "center"),
-            "above": (0, 8, "center", "bottom"),
-            "below": (0, -8, "center", "top"),
-        }[place]
-        ax.annotate(text, (bits, y), (dx, dy), textcoords="offset points", ha=ha, va=va,
-                    fontsize=9.5)  # fmt: skip
-    ax.set(xscale="log", xlabel="bits a number", ylabel="perplexity", xlim=(3.4, 46),
-           ylim=(floor - 2.2, top))  # fmt: skip
-    ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
-    ax.minorticks_off()
-    return figure
-
-
-def sizes(gigabytes: Mapping[str, Mapping[str, float]], memories: Mapping[str, float]) -> Figure:
-    """Draw how large models are in each format, and lines for memories that they may fit into.
-
-    Args:
-        gigabytes: format to model to GB.
-        memories: label to GB.
-    """
-    figure, ax = new_figure(figsize=(7.3, 4.0))
-    looks = (("residual", "s"), ("attention", "o"), ("up", "^"), ("key", "D"))
-    models = list(next(iter(gigabytes.values())))
-    height = 0.8 / len(gigabytes)
-    for j, ((label, by_model), (colour, marker)) in enumerate(
-        zip(gigabytes.items(), looks, strict=True)
-    ):
-        y = [i + (j - (len(gigabytes) - 1) / 2) * height for i in range(len(models))]
-        values = [by_model[model] for model in models]
-        # Points, not bars: on a logarithmic axis the length of a bar means nothing.
-        ax.plot(values, y, marker, color=COLOURS[colour], markersize=7, label=label)
-        for value, at in zip(values, y, strict=True):
-            ax.text(
-                1.12 * value,
-                at,
-                f"{value:.2f}",
-                va="center",
-                fontsize=8.5,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-                zorder=3,
-            )
-    for label, limit in memories.items():
-        ax.axvline(limit, color=COLOURS["residual"], linewidth=1.2, linestyle="--")
-        ax.text(limit, -0.62, label, ha="center", va="bottom", fontsize=9)
-    ax.set_yticks(range(len(models)), models)
-    ax.set(xscale="log", xlabel="GB", xlim=(0.05, 26), ylim=(len(models) - 0.45, -0.6))
-    ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
-    ax.grid(False, axis="y")
-    figure.legend(loc="outside upper center", fontsize=9, ncols=len(gigabytes))
-    return figure
+    return describe(
+        figure,
+        "32 weights, and below them the error of each way of storing: small with eight bits and a "
+        "step per block, large with one step for the matrix, in between with four bits per block.",
+    )

@@ -5,6 +5,8 @@ Letters: B passages, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -151,6 +153,17 @@ def hear(folder: Path, prompt: str, rows: Tensor, new: int = 14) -> dict[str, An
         "loss": F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item(),
         "tokens": tokenizer("a  1").input_ids,
     }
+
+
+def from_gguf(path: Path) -> torch.nn.Module:
+    """Read a GGUF file with ``transformers``, without its progress bar."""
+    from transformers import AutoModelForCausalLM
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name
+        )
+    return model
 
 
 def refused(folder: Path) -> bool:
