@@ -58,9 +58,9 @@ def file_map(
     for row in range(1, rows):
         ax.axhline(row, color="white", linewidth=3)
     for number, first in blocks.items():
-        row, along = divmod(first, size / rows)
+        line, along = divmod(first, size / rows)
         ax.text(
-            along / 1e6 + 0.15, row + 0.5, number, fontsize=8, weight="bold", va="center",
+            along / 1e6 + 0.15, line + 0.5, number, fontsize=8, weight="bold", va="center",
             color="white", bbox={"facecolor": "black", "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
     ax.annotate(
