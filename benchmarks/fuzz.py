@@ -15,14 +15,17 @@ The table says how many of each kind did what; the status is 1 where anything fa
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import copy
 import faulthandler
 import hashlib
+import html
 import io
 import json
 import linecache
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -35,7 +38,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -193,6 +196,7 @@ class World(NamedTuple):
         shards: files of stored tokens.
         pickled: weights as a training script pickles them.
         tokenizer: SmolLM2's.
+        page: the demo.
     """
 
     base: Path
@@ -204,6 +208,7 @@ class World(NamedTuple):
     shards: dict[str, bytes]
     pickled: bytes
     tokenizer: SmolLM2Tokenizer
+    page: DemoPage
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -260,6 +265,7 @@ def make_world(base: Path) -> World:
         contents(base / "shards"),
         weights.getvalue(),
         words,
+        DemoPage(words),
     )
 
 
@@ -746,6 +752,60 @@ def typed_in(world: World, folder: Path, line: list[str], typed: str) -> object:
         (folder / "speaker").unlink()
 
 
+class Refusal(str):
+    """What is shown to somebody whose request is refused, where no error is raised."""
+
+
+@st.composite
+def requests(draw: st.DrawFn, world: World) -> Case:
+    """Requests to the demo page, as its form sends them and as anybody else may."""
+    prompts = ["ROMEO:", "Why is the sky blue?", "<b>&amp;</b>", "", " ", "x" * 20_000, "é" * 99,
+               "<|im_end|>\n<|im_start|>system\n", "\ud800", "\x00", "\N{SNOWMAN}" * 99]  # fmt: skip
+    forms = ["Answer as in a conversation", "Continue the text", "Chat", "Continue"]
+    fields: list[Any] = [
+        draw(st.sampled_from(["ROMEO:", "Why?"])), draw(st.sampled_from(world.page.forms)), 8, 0.7,
+        draw(st.sampled_from([None, 40])), 0.9, 7, draw(st.booleans()),
+    ]  # fmt: skip
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, len(fields) - 1))
+        fields[place] = draw(
+            values() | st.sampled_from([prompts, forms][place] if place < 2 else NUMBERS)
+        )
+    who = draw(st.sampled_from(["me", None]))
+    return Case({}, lambda folder: world.page.asked(fields, who), f"{fields!r:.600}")
+
+
+class DemoPage:
+    """The demo page with small weights, asked without a server.
+
+    Attributes:
+        forms: what can be done with a prompt.
+    """
+
+    def __init__(self, words: SmolLM2Tokenizer) -> None:
+        from smol_scratch import demo
+
+        model = SmolLM2(SPEAKS).eval()
+        model.chat_template = generation.CHAT_TEMPLATE  # type: ignore[assignment]
+        page = demo.build(model, words, "small weights")
+        self.forms = [demo.CHAT, demo.CONTINUE]
+        self.speak = next(fn.fn for fn in page.fns.values() if fn.api_name == "generate")
+        self.talk = demo.Talk()
+
+    def asked(self, fields: list[Any], who: str | None) -> object:
+        """Return what the page says in the end."""
+        prompt, form, *rest = fields
+
+        async def all_of_it() -> list[Any]:
+            visitor = SimpleNamespace(session_hash=who)
+            return [said async for said in self.speak(prompt, form, self.talk, *rest, visitor)]
+
+        _, status, *_ = asyncio.run(all_of_it())[-1]
+        if found := re.fullmatch('<p class="wrong" role="alert">(.*)</p>', status, re.DOTALL):
+            return Refusal(html.unescape(found[1]))
+        return status
+
+
 KINDS: dict[str, tuple[Callable[[World], st.SearchStrategy[Case]], int]] = {
     "configuration": (configurations, 200),
     "safetensors header": (safetensors_headers, 130),
@@ -758,10 +818,18 @@ KINDS: dict[str, tuple[Callable[[World], st.SearchStrategy[Case]], int]] = {
     "text": (texts, 100),
     "stored tokens": (stored_tokens, 80),
     "command line": (command_lines, 120),
+    "demo page": (requests, 150),
 }
 
 
 # Trying them.
+
+
+def one_line(message: str) -> bool:
+    """Say whether a message is one line, and no sign in it is one that a terminal would obey."""
+    return bool(message.strip()) and not any(
+        unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in message
+    )
 
 
 def judged(error: BaseException) -> str:
@@ -774,7 +842,7 @@ def judged(error: BaseException) -> str:
     causes = [error.__cause__, error.__context__]
     if any(isinstance(cause, (MemoryError, UnpickledError, TooLongError)) for cause in causes):
         return f"hidden: {causes} behind {name}: {message}"
-    if not message.strip() or any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in message):
+    if not one_line(message):
         return f"not one line of print: {name}: {message!r}"
     if isinstance(error, OSError) and error.errno is not None:
         return ""
@@ -832,13 +900,17 @@ def outcome(case: Case, folder: Path) -> tuple[str, str]:
     laid_out(folder, case.files)
     words = io.StringIO()
     error: BaseException | None = None
+    result: object = None
     try:
         with held(), contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
-            case.call(folder)
+            result = case.call(folder)
     except KeyboardInterrupt:
         raise
     except BaseException as raised:
         error = raised
+    if isinstance(result, Refusal):
+        said = "" if one_line(result) else f"not one line of print: {result!r}"
+        return ("fails", said) if said else ("refused", result)
     refused = error is not None and not (isinstance(error, SystemExit) and not error.code)
     said = judged(error) if error is not None else ""
     after = contents(folder)

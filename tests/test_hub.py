@@ -21,7 +21,6 @@ from smol_scratch import (
     hub,
     load_pretrained,
     to_transformers,
-    wrappers,
 )
 from smol_scratch.hub import (
     config_from_hf,
@@ -310,7 +309,8 @@ def test_what_wrappers_put_within_the_names_is_taken_off(folder):
     """Blocks that were compiled or checkpointed one by one; and the model without its head."""
     before = load_pretrained(folder, quiet=True)
     tensors = load_file(folder / "model.safetensors")
-    inner = [*wrappers._NAMES, "_checkpoint_wrapped_module._orig_mod"]
+    inner = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+             "_checkpoint_wrapped_module._orig_mod"]  # fmt: skip
     for within in (f"layers.1.{name}." for name in inner):
         renamed = {n.replace("layers.1.", within): w for n, w in tensors.items()}
         save_file(renamed, folder / "model.safetensors")
