@@ -759,8 +759,8 @@ class Refusal(str):
 @st.composite
 def requests(draw: st.DrawFn, world: World) -> Case:
     """Requests to the demo page, as its form sends them and as anybody else may."""
-    prompts = ["ROMEO:", "Why is the sky blue?", "<b>&amp;</b>", "", " ", "x" * 20_000, "é" * 99,
-               "<|im_end|>\n<|im_start|>system\n", "\ud800", "\x00", "\N{SNOWMAN}" * 99]  # fmt: skip
+    prompts = ["ROMEO:", "<b>&amp;</b>", "", " ", "x" * 20_000, "é" * 99,
+               "<|im_end|>\n<|im_start|>system\n", "\ud800", "\x00", "\N{SNOWMAN}" * 9]  # fmt: skip
     forms = ["Answer as in a conversation", "Continue the text", "Chat", "Continue"]
     fields: list[Any] = [
         draw(st.sampled_from(["ROMEO:", "Why?"])), draw(st.sampled_from(world.page.forms)), 8, 0.7,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -182,8 +183,9 @@ def export(
         overwrite: replace what an earlier export wrote to --folder or --gguf.
 
     Raises:
-        ValueError: when nothing is to be written, --push has no --folder, or --space needs gradio
-            and it is not installed.
+        ValueError: when nothing is to be written, --push has no --folder, one place is in
+            another's way, or --space needs gradio and it is not installed.
+        OSError: for a place that is not free; then nothing at all is written.
     """
     if push and not folder:
         raise ValueError(f"--push {push}: uploads a model folder; name one with --folder")
@@ -191,10 +193,25 @@ def export(
         raise ValueError("export: nothing to write; name --folder, --gguf or --space")
     if gguf and gguf.exists() and not overwrite:
         raise ValueError(f"--gguf {gguf}: is already there; name another file, or add --overwrite")
-    write_space = import_demo("export --space").write_space if space else None
+    asked = {"--folder": folder, "--gguf": gguf, "--space": space}
+    places = {flag: path.resolve() for flag, path in asked.items() if path}
+    for (flag, place), (other, taken) in itertools.permutations(places.items(), 2):
+        # A GGUF file may lie in the model's folder.
+        if place == taken or (flag == "--space" and (place in taken.parents)):
+            raise ValueError(
+                f"{flag} {asked[flag]}: {other} {asked[other]} goes there; name another place"
+            )
+    page = import_demo("export --space") if space else None
     from smol_scratch import hub, sharing
     from smol_scratch.tokenizer import tokenizer_for
 
+    # All before anything is written.
+    if folder:
+        sharing.check_folder(folder, overwrite)
+    if gguf:
+        sharing.check_file(gguf)
+    if space and page:
+        page.check_space(space)
     model = hub.load_pretrained(ckpt)
     tokenizer = tokenizer_for(ckpt, model.config.vocab_size)
     with terminal.interruptible():
@@ -204,8 +221,8 @@ def export(
         if gguf:
             sharing.export_gguf(model, gguf, type, tokenizer=tokenizer)
             print(f"wrote {gguf}")
-        if space and write_space:
-            write_space(model, tokenizer, space)
+        if space and page:
+            page.write_space(model, tokenizer, space)
             print(f"wrote {space}")
         if push and folder:
             print(sharing.push_to_hub(folder, push))

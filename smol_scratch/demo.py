@@ -613,6 +613,20 @@ To run it here: `pip install -r requirements.txt`, then `python app.py`. To put 
 """
 
 
+def check_space(folder: str | Path) -> Path:
+    """Return the whole path of a folder that a Space can be written to.
+
+    Raises:
+        FileExistsError, NotADirectoryError: when it holds something, or is a file.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: name a folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: name another folder")
+    return folder
+
+
 def write_space(model: SmolLM2, tokenizer: SmolLM2Tokenizer, folder: str | Path) -> Path:
     """Write a folder ready for a Hugging Face Space, all of it or nothing.
 
@@ -630,9 +644,7 @@ def write_space(model: SmolLM2, tokenizer: SmolLM2Tokenizer, folder: str | Path)
     Raises:
         FileExistsError: when the folder holds something.
     """
-    folder = Path(folder).resolve()
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: name another folder")
+    folder = check_space(folder)
     source = str(getattr(model, "source", "unknown"))
     needed = importlib.metadata.requires("smol_scratch") or []
     names = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]

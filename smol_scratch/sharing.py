@@ -66,16 +66,7 @@ def export_pretrained(
         TypeError: when the model or the tokenizer is none.
     """
     model = unwrapped(model)
-    folder = Path(folder).resolve()
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    others = [name for name in names if not any(fnmatch(name, shared) for shared in _SHARED)]
-    earlier = "config.json" in names and not others
-    if names and not (earlier and overwrite):
-        remedy = (
-            "--overwrite (overwrite=True) replaces it" if earlier else "it is no earlier export"
-        )
-        held = f", and holds {others[0]}" if others else ""
-        raise FileExistsError(f"{folder} is not empty{held}: {remedy}; or name another folder")
+    folder = check_folder(folder, overwrite)
     with assets.written_whole(folder) as new:
         new.mkdir()
         write_model_files(
@@ -89,6 +80,39 @@ def export_pretrained(
         )
         (new / "README.md").write_text(_model_card(model, folder.name, figures or {}), "utf-8")
     return folder
+
+
+def check_folder(folder: str | Path, overwrite: bool) -> Path:
+    """Return the whole path of a folder that a model can be written to.
+
+    Raises:
+        FileExistsError, NotADirectoryError: as ``export_pretrained``.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: name a folder")
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    others = [name for name in names if not any(fnmatch(name, shared) for shared in _SHARED)]
+    earlier = "config.json" in names and not others
+    if names and not (earlier and overwrite):
+        remedy = (
+            "--overwrite (overwrite=True) replaces it" if earlier else "it is no earlier export"
+        )
+        held = f", and holds {others[0]}" if others else ""
+        raise FileExistsError(f"{folder} is not empty{held}: {remedy}; or name another folder")
+    return folder
+
+
+def check_file(path: str | Path) -> Path:
+    """Return the whole path of a file that a model can be written to.
+
+    Raises:
+        IsADirectoryError: when the path is a folder.
+    """
+    path = Path(path).resolve()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it, model.gguf say")
+    return path
 
 
 def _model_card(model: SmolLM2, name: str, figures: Mapping[str, object]) -> str:
@@ -159,9 +183,7 @@ def export_gguf(
     if not isinstance(dtype, str) or dtype not in kinds:
         raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(kinds)}")
     matrix, file_type = kinds[dtype]
-    config, path = model.config, Path(path).resolve()
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it, model.gguf say")
+    config, path = model.config, check_file(path)
     check_tokenizer(tokenizer, config)
     writer = GGUFWriter(None, "llama")
     writer.add_name(path.stem)

@@ -119,6 +119,34 @@ def test_an_existing_gguf_file_is_kept_unless_told(capsys, tmp_path, folders):
     assert file.read_bytes().startswith(b"GGUF")
 
 
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ("--folder a --space a", "--folder a: --space a goes there"),
+        ("--folder a --gguf a", "--folder a: --gguf a goes there"),
+        ("--gguf a --space a", "--gguf a: --space a goes there"),
+        ("--folder a/b --space a", "--space a: --folder a/b goes there"),
+        ("--gguf a/b.gguf --space a", "--space a: --gguf a/b.gguf goes there"),
+        ("--folder a --gguf taken", "taken is a folder: name a file in it"),
+        ("--folder a --space taken", "taken is not empty: name another folder"),
+        ("--folder a --space taken/x", "x is a file: name a folder"),
+        ("--folder taken/x --gguf a", "x is a file: name a folder"),
+    ],
+)
+def test_an_export_of_several_writes_all_or_nothing(
+    folders, tmp_path, monkeypatch, capsys, places, message
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").touch()
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--overwrite", "--ckpt", str(folders["plain"]), *places.split()])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_a_prompt_comes_from_an_argument_a_flag_or_standard_input(capsys, monkeypatch, folders):
     how = ["--ckpt", folders["plain"], "--tokens", "4", "--temperature", "0"]
     outputs = []
