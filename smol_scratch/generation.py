@@ -30,6 +30,10 @@ Decoder = Callable[[Tensor, KVCache], Tensor]
 # infinity takes a token out. None of them touches its input.
 
 
+# Scores are float32: a smaller number would be 0 there, a larger one infinite.
+_TEMPERATURES = "above 0 and finite, between 1e-45 and 3e38; generation takes 0, for greedy"
+
+
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide the differences between scores: below 1 the likely grow likelier, above 1 rarer.
 
@@ -42,7 +46,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
         a tiny temperature cannot overflow.
     """
     _check_scores(logits)
-    _check("temperature", temperature, lambda t: 0 < t < float("inf"), "above 0 and finite")
+    _check("temperature", temperature, lambda t: 1e-45 <= t <= 3e38, _TEMPERATURES)
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
@@ -67,7 +71,7 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     Source: Holtzman et al., 2020, arXiv:1904.09751, "nucleus sampling".
     """
     _check_scores(logits)
-    _check("top_p", top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
+    _check("top_p", top_p, lambda p: 1e-45 <= p <= 1, "above 0 and at most 1")
     if top_p == 1:  # rounding must not cut what is to be kept whole
         return logits
     sorted_logits, order = logits.sort(descending=True)  # (B, V) each
@@ -110,8 +114,8 @@ def penalise_repetition(logits: Tensor, ids: Tensor, repetition_penalty: float) 
     _check(
         "repetition_penalty",
         repetition_penalty,
-        lambda r: 0 < r < float("inf"),
-        "above 0 and finite",
+        lambda r: 1e-30 <= r <= 1e30,
+        "above 0 and finite, between 1e-30 and 1e30",
     )
     seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, True)  # (B, V)
     up, down = logits * repetition_penalty, logits / repetition_penalty

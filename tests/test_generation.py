@@ -171,6 +171,21 @@ def test_the_numbers_of_a_small_example():
     assert penalised.tolist() == [[1.0, -4.0, 2.0]]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e-45, "top_p": 1e-45, "min_p": 1e-320, "repetition_penalty": 1e-30},
+        {"temperature": 3e38, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 1e30},
+        {"temperature": 1e-45, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1e30},
+    ],
+)
+def test_the_ends_of_what_is_allowed_leave_a_distribution(options):
+    logits, ids = random_logits(0)
+    logits[:, 3] = float("-inf")
+    probabilities = F.softmax(filter_logits(logits, ids, **options), dim=-1)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(3))
+
+
 @pytest.mark.parametrize("temperature", [1e-30, 1e-45, 1e30])
 def test_no_temperature_overflows(temperature):
     probabilities = F.softmax(apply_temperature(random_logits(0)[0], temperature), dim=-1)
@@ -210,6 +225,10 @@ WRONG = [
     ({"min_p": 1.1}, "min_p=1.1: must be"),
     ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be"),
     ({"temperature": 0, "top_p": 7.0}, "top_p=7.0: must be"),
+    # Above 0 in Python, and 0 or infinite in float32.
+    *({"temperature": t} for t in (1e-46, 1e-320, 1e39)),
+    *({"top_p": p} for p in (1e-46, 1e-320)),
+    *({"repetition_penalty": r} for r in (1e-320, 1e-40, 1e39)),
     ({"stop": 211}, "stop=211: must be tokens between 0 and 210"),
     ({"max_new_tokens": 0}, "max_new_tokens=0: must be"),
     ({"idx": []}, "integers, one at least"),
