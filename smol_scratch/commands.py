@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -201,7 +202,7 @@ def export(
             raise ValueError(
                 f"{flag} {asked[flag]}: {other} {asked[other]} goes there; name another place"
             )
-    page = import_demo("export --space") if space else None
+    page = import_page("space", "export --space") if space else None
     from smol_scratch import hub, sharing
     from smol_scratch.tokenizer import tokenizer_for
 
@@ -248,20 +249,19 @@ def demo(
     """
     if port is not None and not 1 <= port <= 65_535:
         raise ValueError(f"--port {port}: must lie between 1 and 65535")
-    launch = import_demo("demo").launch
+    launch = import_page("demo", "demo").launch
     with terminal.interruptible():
         launch(ckpt, host=host, port=port, share=share)
 
 
-def import_demo(what: str) -> ModuleType:
-    """Return the module of the demo page, which needs gradio; ``what`` is for the error."""
+def import_page(module: str, what: str) -> ModuleType:
+    """Return a module of the package that needs gradio; ``what`` is for the error."""
     try:
-        from smol_scratch import demo
+        return importlib.import_module(f"smol_scratch.{module}")
     except ImportError as error:
         raise ValueError(
             f'{what}: {error.name} is not installed; `pip install "smol_scratch[demo]"` brings it'
         ) from error
-    return demo
 
 
 def fetch_assets() -> None:

@@ -103,7 +103,7 @@ def test_heavy_libraries_have_one_door():
         name.startswith("smol_scratch.course.figures") for name in importers_of("matplotlib")
     )
     assert importers_of("matplotlib")
-    assert importers_of("gradio") <= {"smol_scratch.demo"}
+    assert importers_of("gradio") <= {"smol_scratch.demo", "smol_scratch.space"}
     for library in ("IPython", "nbformat", "nbclient"):
         assert importers_of(library) <= {"smol_scratch.course.notebook"}, library
 
@@ -216,7 +216,9 @@ def test_every_base_dependency_is_imported():
 
 
 def test_every_import_is_declared():
-    with_extras = re.compile(r"smol_scratch\.(hub|course\.(notebook|pictures|figures.*)|demo|run)")
+    with_extras = re.compile(
+        r"smol_scratch\.(hub|course\.(notebook|pictures|figures.*)|demo|space|run)"
+    )
     for module in MODULES:
         declared = BASE.union(*EXTRAS.values()) if with_extras.fullmatch(module) else BASE
         missing = {x for x in third_party(module) if not distributions_of({x}) & declared}

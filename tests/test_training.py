@@ -905,8 +905,7 @@ def has_begun(save: str, process: subprocess.Popen) -> bool:
 
 def test_a_page_without_gradio_is_refused_before_anything_is_written(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "smol_scratch.demo", raising=False)
-    monkeypatch.delattr("smol_scratch.demo", raising=False)
+    monkeypatch.delitem(sys.modules, "smol_scratch.space", raising=False)
     with pytest.raises(SystemExit):
         main(["export", "--gguf", "model.gguf", "--space", "space"])
     reason = 'export --space: gradio is not installed; `pip install "smol_scratch[demo]"` brings it'
