@@ -122,7 +122,11 @@ def unclear(nb, name):
             found.append("the questions are not those of its TOML file: run `make address`")
     side = [i for i, source in enumerate(sources) if re.search(r"^## Side trips", source, re.M)]
     main = nb.cells[: min(side, default=len(sources))]
-    own = [c for c in main if not {"exercise", "solution"} & tags(c) and "Exercise" not in c.source]
+    own = [
+        c for c in main
+        if not {"exercise", "solution"} & tags(c) and "### Exercise" not in c.source
+        and not c.metadata.get("jupyter", {}).get("source_hidden", False)  # folded: not read
+    ]  # fmt: skip
     if len(own) > CELLS:
         found.append(f"{len(own)} cells on the main line, exercises aside; {CELLS} at most")
     text = "\n".join(cell.source for cell in main if cell.cell_type == "markdown")

@@ -10,6 +10,11 @@ from matplotlib.figure import Figure
 from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 
+def visible(token: str) -> str:
+    """Return a token as a figure shows it: the space that it begins with can be seen."""
+    return token.replace(" ", "␣").replace("<|im_end|>", "<end>")
+
+
 def next_tokens(prompt: str, names: Sequence[str], probabilities: Sequence[float]) -> Figure:
     """Draw the five most probable next tokens, and what is left for all others.
 
@@ -19,7 +24,7 @@ def next_tokens(prompt: str, names: Sequence[str], probabilities: Sequence[float
         probabilities: of these tokens, as many.
     """
     figure, ax = new_figure(figsize=(7.2, 2.9))
-    rows = [*(f"“{name}”" for name in names), "all others"]
+    rows = [*(visible(name) for name in names), "all others"]
     values = np.array([*probabilities, 1 - sum(probabilities)])
     y = np.arange(len(rows))[::-1].astype(float)
     y[-1] -= 0.4  # a gap before the others
@@ -27,7 +32,8 @@ def next_tokens(prompt: str, names: Sequence[str], probabilities: Sequence[float
     for place, value in zip(y, values, strict=True):
         ax.text(value + 0.01, place, f"{value:.0%}", va="center")
     ax.set_yticks(y, rows)
-    ax.set(xlim=(0, 1), xlabel="probability of coming next", title=f"“{prompt} …”")
+    ax.set(xlim=(0, 1), xlabel="probability of coming next", title=f"“{prompt} …”",
+           xticks=(0, 0.5, 1), xticklabels=("0%", "50%", "100%"))  # fmt: skip
     ax.grid(visible=False, axis="y")
     return describe(
         figure,
@@ -49,8 +55,9 @@ def sentence(prompt: str, names: Sequence[str], probabilities: Sequence[float]) 
     ax.bar(x, probabilities, width=0.7, color=COLOURS["right"])
     for place, value in zip(x, probabilities, strict=True):
         ax.text(place, value + 0.03, f"{value:.0%}", ha="center", va="bottom", fontsize=10)
-    ax.set_xticks(x, [f"“{name}”" for name in names], fontsize=10.5)
-    ax.set(ylim=(0, 1.2), yticks=(0, 0.5, 1), ylabel="probability", title=prompt)
+    ax.set_xticks(x, [visible(name) for name in names], fontsize=10.5)
+    ax.set(ylim=(0, 1.18), yticks=(0, 0.5, 1), yticklabels=("0%", "50%", "100%"),
+           ylabel="probability", title=prompt)  # fmt: skip
     ax.grid(visible=False, axis="x")
     return describe(
         figure,
