@@ -9,13 +9,14 @@ READY := $(VENV)/.ready
 # quiet one spinning is quicker, so `make bench` does not ask for this.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help notebooks test check portable lab refresh address bugs report bench lint format clean
+.PHONY: help notebooks test check portable book lab refresh address bugs report bench lint format clean
 
 help:
 	@echo "make notebooks  set up, execute every notebook into build/notebooks, print a table"
 	@echo "make test       set up, run the whole test suite, notebooks compared cell by cell"
 	@echo "make check      lint, and the tests that an editor wants every time (two minutes)"
 	@echo "make portable   execute the notebooks as other machines would, and compare (long)"
+	@echo "make book       build the website of the notebooks into build/book, offline"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make refresh    execute the notebooks in place and redraw figures/ (for editors)"
 	@echo "make address    write the repository's address from pyproject.toml into the notebooks"
@@ -35,6 +36,9 @@ check: lint
 
 portable: $(READY)
 	$(PY) -m smol_scratch.course.notebook portable $(if $(MACHINE),--machine $(MACHINE))
+
+book: $(READY)
+	$(PY) -m smol_scratch.course.book
 
 lab: $(READY)
 	$(PY) -m jupyterlab notebooks
