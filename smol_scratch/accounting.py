@@ -32,7 +32,8 @@ def parameters(config: SmolLM2Config) -> dict[str, int]:
     """
     q_width = config.n_head * config.head_dim
     kv_width = config.n_kv_head * config.head_dim
-    layers, width, hidden = config.n_layer, config.n_embd, config.intermediate_size
+    layers, width = config.n_layer, config.n_embd
+    hidden = config.intermediate_size
     embedding = config.vocab_size * width
     return {
         "Token Embeddings": embedding,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from smol_scratch import SmolLM2Config, accounting
 from smol_scratch.course.figures import generation as figures_11
 from smol_scratch.course.figures import gqa as figures_03
 from smol_scratch.course.figures import parameters as figures_08
@@ -51,7 +50,9 @@ def maps() -> Figure:
 
 
 def bars() -> Figure:
-    return figures_08.bars(accounting.parameters(SmolLM2Config.preset("135M")))
+    parts = {"weight": 4, "gradient": 4, "moments": 8}
+    rows = {f"use {n}": dict(list(parts.items())[:n]) for n in (1, 2, 3)}
+    return figures_08.bytes_per_parameter(rows)
 
 
 def words() -> Figure:

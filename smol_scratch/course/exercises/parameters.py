@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from smol_scratch.accounting import measured_activations, total_parameters, training_memory
+from smol_scratch.accounting import measured_peak, parameters, total_parameters, training_memory
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
 from smol_scratch.model import SmolLM2
@@ -62,12 +62,12 @@ def check_largest_batch(answer: Callable[[SmolLM2Config, int, int], int]) -> str
         if found == expected:
             continue
         where = f"T={T} and {memory:,} bytes for a model of {total_parameters(config):,}"
+        if expected == 0:
+            raise Hint(f"{where}: not even one sequence fits, so the answer is 0")
         if isinstance(found, int) and found == expected + 1:
             raise Hint(f"{where}: one too many; does your last batch still fit?")
         if isinstance(found, int) and found == expected - 1:
             raise Hint(f"{where}: one too few; a batch that fills the memory to the byte fits")
-        if expected == 0:
-            raise Hint(f"{where}: not even one sequence fits, so the answer is 0")
         raise Hint(
             f"{where}: {found} is not the largest batch; ask training_memory(config, B, T, "
             "torch.bfloat16)['peak'] for several B"
@@ -75,30 +75,95 @@ def check_largest_batch(answer: Callable[[SmolLM2Config, int, int], int]) -> str
     return "what fits can be computed before a machine is rented"
 
 
+def colleague_count(config: SmolLM2Config) -> int:
+    """Return a colleague's count of a model's parameters: right for every released SmolLM2."""
+    square = config.n_embd**2
+    rows = parameters(config) | dict.fromkeys(
+        ("Attention Q", "Attention O"), config.n_layer * square
+    )
+    return sum(rows.values())
+
+
 @exercise
-def check_checkpointed(answer: float) -> str:
-    """Expect the share of activation bytes left when each block is computed again."""
-    config = SmolLM2Config.preset("tiny", vocab_size=64)
-    idx = torch.zeros(2, 128, dtype=torch.long)
-    targets = idx.clone()
-    whole, less = SmolLM2(config), SmolLM2(config)
-    for block in less.model.layers:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    share = measured_activations(less, idx, targets) / measured_activations(whole, idx, targets)
-    if not isinstance(answer, int | float):
-        raise Hint("answer with one number, the bytes with checkpoints by the bytes without")
-    if abs(answer - 100 * share) < 1:
-        raise Hint("a share, not a percentage: between 0 and 1")
-    if abs(answer - (1 - share)) < 0.005:
-        raise Hint("that is the share that is saved; which share is left?")
-    if abs(answer - 1) < 0.005:
-        raise Hint(
-            "nothing was saved: did the model call the new forward? replace `block.forward` on "
-            "each block, before the model runs"
+def check_counterexample(answer: SmolLM2Config) -> str:
+    """Expect a configuration for which ``colleague_count`` is wrong."""
+    if not isinstance(answer, SmolLM2Config):
+        raise Hint("answer with a configuration, SmolLM2Config(...) with some field changed")
+    if colleague_count(answer) != total_parameters(answer):
+        return (
+            f"{colleague_count(answer):,} by the colleague, {total_parameters(answer):,} in the "
+            "model: q_proj and o_proj were taken as square"
         )
-    if abs(answer - share) >= 0.005:
-        raise Hint(
-            "not what a measurement shows, to two digits. Take SmolLM2Config.preset('tiny', "
-            "vocab_size=64), 2 × 128 tokens, in float32, and every block"
+    if answer in (SmolLM2Config.preset(name) for name in ("135M", "360M", "1.7B")):
+        raise Hint("the count is right for each of the released models; change a field")
+    if answer.tie_embeddings is False:
+        raise Hint("an untied head is counted too; which matrices look square, and need not be?")
+    if answer.n_kv_head == answer.n_head:
+        raise Hint("grouping is counted rightly; so it is not k_proj or v_proj")
+    raise Hint(
+        "right for this one too. q_proj maps n_embd to n_head · head_dim channels: what can a "
+        "counter mistake for what while the two are equal?"
+    )
+
+
+def _number(model: SmolLM2, idx: Tensor, targets: Tensor, log: list[Any]) -> None:
+    _, loss = model(idx, targets)
+    loss.backward()
+    log.append(loss.item())
+
+
+def _loss(model: SmolLM2, idx: Tensor, targets: Tensor, log: list[Any]) -> None:
+    _, loss = model(idx, targets)
+    loss.backward()
+    log.append(loss.detach())
+
+
+def _scores(model: SmolLM2, idx: Tensor, targets: Tensor, log: list[Any]) -> None:
+    logits, loss = model(idx, targets)
+    loss.backward()
+    log.append(logits[0, -1].detach())
+
+
+def _copied_scores(model: SmolLM2, idx: Tensor, targets: Tensor, log: list[Any]) -> None:
+    logits, loss = model(idx, targets)
+    loss.backward()
+    log.append(logits[0, -1].detach().clone())
+
+
+SUSPECTS: dict[str, Callable[[SmolLM2, Tensor, Tensor, list[Any]], None]] = {
+    "A": _number, "B": _loss, "C": _copied_scores, "D": _scores,
+}  # fmt: skip
+
+
+@exercise
+def check_leak(answer: tuple[str, int]) -> str:
+    """Expect which of ``SUSPECTS`` holds what it does not need, and its bytes per further step."""
+    model = SmolLM2(SmolLM2Config.preset("tiny"))
+    idx, targets = torch.zeros(2, 2, 64, dtype=torch.long).unbind()
+
+    def peak(steps: int) -> int:
+        log: list[Any] = []
+        return measured_peak(
+            lambda: [SUSPECTS["D"](model, idx, targets, log) for _ in range(steps)], model
         )
-    return "of each block its input is left, and what stands outside the blocks"
+
+    peak(1)  # afterwards the gradients exist
+    each = (peak(4) - peak(2)) // 2
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise Hint('answer with a letter and the bytes per further step, such as ("A", 1000)')
+    letter, found = answer
+    if letter not in SUSPECTS:
+        raise Hint(f"{letter!r} is none of {', '.join(SUSPECTS)}")
+    if letter == "A":
+        raise Hint("A logs a plain number; its peak stays the same however many steps you run")
+    if letter == "B":
+        raise Hint("B grows by the four bytes of a loss per step; another grows far faster")
+    if letter == "C":
+        raise Hint("C grows by 49,152 numbers per step, which it copied on purpose; one holds more")
+    if found == each // 4:
+        raise Hint("the right suspect; those are numbers, and each takes four bytes")
+    if found in (peak(n) for n in (1, 2, 4, 8)):
+        raise Hint("the right suspect; the bytes are those per further step, not the whole peak")
+    if found != each:
+        raise Hint("the right suspect; now the bytes: (peak of 4 steps − peak of 2 steps) / 2")
+    return "a window of 49,152 numbers keeps the whole of the logits alive"

@@ -28,15 +28,25 @@ WRONG = {
     "check_largest_batch": [
         (lambda *given: largest(*given, off=1), "one too many"),
         (lambda *given: largest(*given, exact=False), "fills the memory to the byte"),
-        (lambda *given: largest(*given, least=1), ""),
+        (lambda *given: largest(*given, least=1), "not even one"),
         (lambda *given: largest(*given, dtype=torch.float32), "is not the largest batch"),
         (lambda config, T, memory: memory // (T * config.n_embd), "is not the largest batch"),
         (lambda config, T, memory: largest(SmolLM2Config(), T, memory), ""),
     ],
-    "check_checkpointed": [
-        (1.0, "nothing was saved"),
-        (0.5, "not what a measurement shows"),
-        (1 / 4, "not what a measurement shows"),
-        ("a quarter", "answer with one number"),
+    "check_counterexample": [
+        (SmolLM2Config.preset("360M"), "released models"),
+        (SmolLM2Config(n_kv_head=9), "grouping is counted"),
+        (SmolLM2Config(n_layer=3), "right for this one too"),
+        (SmolLM2Config(tie_embeddings=False), "untied head"),
+        ({"head_dim": 32}, "answer with a configuration"),
+    ],
+    "check_leak": [
+        (("A", 0), "a plain number"),
+        (("B", 4), "the four bytes of a loss"),
+        (("C", 4 * 49_152), "copied on purpose"),
+        (("D", 2 * 64 * 49_152), "those are numbers"),
+        (("D", 4 * 49_152), "now the bytes"),
+        ("D", "answer with a letter and the bytes"),
+        (("E", 1), "is none of"),
     ],
 }
