@@ -3,6 +3,8 @@ import struct
 
 import torch
 
+from smol_scratch.course.exercises.sharing import _MOVED
+
 
 def write(tensors, order="<Q", says=0, begins=0, flip=False, name=str, empty=False):
     header, at = {}, 0
@@ -41,9 +43,13 @@ def in_float16(raw):
     return (blocks[..., 2:].contiguous().view(torch.int8).half() * step).flatten(-2)
 
 
+_, _, BLOCK, _, MATRIX, _ = _MOVED.split(".")
+OTHER_BLOCK = _MOVED.replace(f".{BLOCK}.", ".0." if BLOCK != "0" else ".1.")
+SAME_BLOCK = _MOVED.replace(MATRIX, "k_proj" if MATRIX == "q_proj" else "q_proj")
+
 WRONG = {
     "check_write_file": [
-        (lambda t: write(t, order=">Q"), "small end first"),
+        (lambda t: write(t, order=">Q"), "written little-endian"),
         (lambda t: write(t, says=1), "the length of the header alone"),
         (lambda t: write(t, begins=1), "count from the first byte after the header"),
         (lambda t: write(t, flip=True), "comes back with another shape"),
@@ -62,12 +68,21 @@ WRONG = {
         (lambda raw: numbers(raw).tolist(), "must be a tensor"),
     ],
     "check_file_size": [
-        (1.711, "one byte a number"),
+        (1.711, "one byte per number"),
         (1.711e9 * 34 / 32, "divide by 10"),
         (1.711 * 34 / 32 * 1e9 / 2**30, "that is in GiB"),
         (6.85, "32 in a matrix take 34 bytes"),
         (1.83, "32 in a matrix take 34 bytes"),
         (0.97, "32 in a matrix take 34 bytes"),
         ("two", "answer with one number"),
+    ],
+    "check_arrived": [
+        (OTHER_BLOCK, "put the earlier candidates back"),
+        (SAME_BLOCK, "the right block"),
+        ("model.norm.weight", "which matrices feed RoPE?"),
+        (_MOVED.replace(MATRIX, "v_proj"), "which matrices feed RoPE?"),
+        (_MOVED.removesuffix(".weight"), "did you mean"),
+        ("q_proj", "no such name"),
+        (1, "answer with a name"),
     ],
 }

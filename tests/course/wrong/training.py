@@ -63,4 +63,13 @@ WRONG = {
         (lambda *given: resume(*given, ["step"]), "the step is"),
         (with_another_seed, "its state is where it is"),
     ],
+    "check_batch": [
+        (6, "a loader that went on would read it"),
+        (0, "the first of the ten lines is of step 5,001"),
+        (2, "another batch fits much better"),
+        (100, "another batch fits much better"),
+        (300, "0 to 288"),
+        (-1, "0 to 288"),
+        (1.5, "one whole number"),
+    ],
 }
