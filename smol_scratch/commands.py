@@ -54,7 +54,7 @@ def defaults(arguments: list[str]) -> tuple[TrainingConfig, RunOptions]:
     if folder is None:
         return TrainingConfig(), RunOptions()
     if not folder.is_dir():
-        raise FileNotFoundError(f"--ckpt {folder}: no such checkpoint folder")
+        raise FileNotFoundError(f"{folder}: no such checkpoint folder")
     from smol_scratch.checkpoint import read_state
 
     content = read_state(folder)
@@ -105,7 +105,7 @@ def generate(
         require_compiler()
     from smol_scratch.speaker import Speaker
 
-    speaker = Speaker(ckpt, how, seed, dtype, compile)
+    speaker = Speaker(ckpt, how, seed, dtype, compile, prompt=asked)
     with terminal.interruptible():
         speaker.continue_or_answer(asked, chat)
 
@@ -297,15 +297,15 @@ def info(
     """
     if preset is not None and ckpt is not None:
         raise ValueError(f"--preset {preset} --ckpt {ckpt}: name one of the two")
-    if batch < 1:
-        raise ValueError(f"--batch {batch}: must be at least 1")
+    if not 1 <= batch < 2**31:
+        raise ValueError(f"--batch {batch}: must be at least 1, and below 2^31")
     config = SmolLM2Config.preset(preset or "135M")
     if length < 1 or (ckpt is None and length > config.block_size):
         raise ValueError(
             f"--length {length}: must lie between 1 and block_size={config.block_size}"
         )
     if ckpt is not None and not ckpt.exists():
-        raise FileNotFoundError(f"--ckpt {ckpt}: no such file or folder")
+        raise FileNotFoundError(f"{ckpt}: no such file or folder")
     import torch
 
     from smol_scratch.report import print_report
@@ -340,6 +340,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": info,
     "assets": fetch_assets,
     "doctor": examine,
+}
+
+
+# What follows the command in the last line of its --help.
+EXAMPLES = {
+    "generate": '"Once upon a time" --tokens 60 --temperature 0.7',
+    "chat": '--system "Answer in one sentence."',
+    "train": "--preset tiny --steps 200 --save first",
+    "export": "--gguf model.gguf --type q8_0",
+    "demo": "--port 7860",
+    "info": "--preset 360M --length 2048",
+    "assets": "",
+    "doctor": "--json report.json",
 }
 
 
@@ -389,6 +402,7 @@ def run_command(program: str, arguments: list[str]) -> None:
     if name not in COMMANDS:
         raise ValueError(f"{name}: a command comes first, one of {', '.join(COMMANDS)}")
     command = COMMANDS[name]
-    if name == "train":
-        command = train_from(*defaults(flags))
-    terminal.read(command, f"{program} {name}", flags)()
+    with terminal.naming_places(flags):
+        if name == "train":
+            command = train_from(*defaults(flags))
+        terminal.read(command, f"{program} {name}", flags, EXAMPLES[name])()

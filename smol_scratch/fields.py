@@ -7,6 +7,7 @@ field to its type and its rule.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import types
 from pathlib import Path
@@ -45,7 +46,14 @@ def check(instance: Any) -> None:
     for field in dataclasses.fields(instance):
         value, kind = getattr(instance, field.name), kinds[field.name]
         if rule := _broken_rule(value, kind, field.metadata):
-            raise ValueError(f"{field.name}={value!r:.60}: must be {rule}")
+            raise ValueError(f"{field.name}={_shown(value)}: must be {rule}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value in an error's words: whole numbers may be longer than anybody reads."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"{'-' * (value < 0)}~10^{value.bit_length() * math.log10(2):.0f}"
+    return f"{value!r:.60}"
 
 
 def _broken_rule(value: Any, kind: Any, bounds: Any) -> str:
@@ -63,6 +71,8 @@ def _broken_rule(value: Any, kind: Any, bounds: Any) -> str:
         words = {int: "a whole number", bool: "True or False", str: "a string"}
         if type(value) is not kind:
             return words[kind]
+        if kind is int and "most" not in bounds and not -(2**63) <= value < 2**63:
+            return "a whole number of at most 64 bits"
     elif kind is Path and not isinstance(value, Path):
         return "a Path"
     within = {
@@ -73,4 +83,7 @@ def _broken_rule(value: Any, kind: Any, bounds: Any) -> str:
     }
     if all(within[name][0](bound) for name, bound in bounds.items()):
         return ""
-    return " and ".join(f"{within[name][1]} {bound:g}" for name, bound in bounds.items())
+    return " and ".join(
+        f"{within[name][1]} {bound if type(bound) is int else format(bound, 'g')}"
+        for name, bound in bounds.items()
+    )

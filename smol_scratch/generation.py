@@ -370,7 +370,7 @@ def _settings(
     if decoder is not None and not callable(decoder):
         raise TypeError(f"decoder={decoder!r:.60}: must be a function of tokens and cache")
     return _Settings(
-        int(max_new_tokens),
+        min(int(max_new_tokens), model.config.block_size),  # more never fit
         filters,
         torch.tensor(_ends(stop, vocab_size), dtype=torch.int64, device=device),
         generator,
@@ -628,6 +628,8 @@ def stream_text(
 ) -> TextStream:
     """Yield the continuation of one prompt as text, in whole characters.
 
+    A character that the length cut through is left out at the end.
+
     Args:
         model: whose weights speak.
         tokenizer: the tokenizer that the prompt was encoded with; what it has no token for is
@@ -658,7 +660,10 @@ class TextStream(Iterator[str]):
         self._pieces = text_pieces(tokenizer, self._shown(steps))
 
     def __next__(self) -> str:
-        return next(self._pieces)[0]
+        text = next(self._pieces)[0]
+        if self.ended in ("length", "context") and text.endswith("\N{REPLACEMENT CHARACTER}"):
+            text = text[:-1] or next(self)
+        return text
 
     def _shown(self, steps: Iterator[Step]) -> Iterator[Step]:
         for step in steps:

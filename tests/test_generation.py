@@ -714,6 +714,31 @@ def test_each_stop_token_ends_a_text_and_is_not_shown(position, as_list, tokeniz
         assert row.tolist() == [1, words[0], ends], "in the tokens it is there"
 
 
+def test_a_character_that_the_length_cuts_is_left_out(tokenizer):
+    """Not so one that the model itself left broken before it ended."""
+    model, words = SmolLM2(TINY_TEXT).eval(), tokenizer.encode("a🂡")
+
+    def say(idx: Tensor, cache: object) -> Tensor:
+        scores = torch.zeros(1, TINY_TEXT.vocab_size)
+        scores[0, next(left)] = 1.0
+        return scores
+
+    for length in range(1, len(words) + 1):
+        left = iter(words)
+        text = stream_text(model, tokenizer, [1], length, temperature=0, decoder=say)
+        assert "".join(text) == ("a🂡" if length == len(words) else "a")
+    left = iter([*words[:-1], tokenizer.eos_id])
+    ends = stop_tokens(tokenizer)
+    text = stream_text(model, tokenizer, [1], 20, temperature=0, decoder=say, stop=ends)
+    assert "".join(text) == "a�"
+
+
+def test_more_tokens_than_any_context_has_are_as_many_as_fit():
+    model = SmolLM2(SmolLM2Config.preset("tiny", n_layer=1, block_size=8)).eval()
+    [row] = generate(model, [1, 2], 10**30)
+    assert len(row) == 8
+
+
 # The chat template.
 
 CONVERSATIONS = [

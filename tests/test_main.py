@@ -1,7 +1,10 @@
 """The command line: prompts from everywhere, one line for each slip, terminals of every kind."""
 
+import importlib
 import io
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,12 +21,13 @@ from smol_scratch import (
     fast,
     generation,
     load_tokenizer,
+    speaker,
 )
 from smol_scratch.__main__ import NAME, main
-from smol_scratch.commands import COMMANDS, overview
+from smol_scratch.commands import COMMANDS, EXAMPLES, overview
 from smol_scratch.generation import CHAT_TEMPLATE
 from smol_scratch.sampling import Sampling
-from smol_scratch.terminal import with_flags
+from smol_scratch.terminal import read, with_flags
 
 SHAPE = SmolLM2Config(
     block_size=96, n_layer=1, n_head=2, n_kv_head=1, n_embd=32, intermediate_size=48, head_dim=16
@@ -67,6 +71,16 @@ SLIPS = [
     ("generate hi --prompt hi", "--prompt: was given twice"),
     ("chat --tokens 0", "--tokens 0: must be at least 1"),
     ("train --steps 0", "--steps 0: must be at least 1"),
+    ("train --seed -1", "--seed -1: must be at least 0"),
+    ("train --seed 18446744073709551616", "--seed 18446744073709551616: must be at least 0 and"),
+    (f"train --steps 1{400 * '0'}", "--steps ~10^400: must be a whole number of at most 64 bits"),
+    (f"generate --tokens 1{400 * '0'} hi", "--tokens ~10^400: must be"),
+    (f"info --batch 1{400 * '0'}", "must be at least 1, and below 2^31"),
+    ("train --ckpt nofile", "--ckpt nofile: no such checkpoint folder"),
+    ("train --ckpt=", "--ckpt: is empty; name a file or folder, or leave it out"),
+    ("generate hi --ckpt=", "--ckpt: is empty; name a file or folder, or leave it out"),
+    ("info --ckpt nofile", "--ckpt nofile: no such file or folder"),
+    ("info --length 0", "--length 0: must lie between 1 and block_size=8192"),
     ("train --stepz 5", "did you mean --steps?"),
     ("train --schedule linear", "--schedule"),
     ("export", "nothing to write; name --folder, --gguf or --space"),
@@ -86,6 +100,44 @@ def test_a_slip_is_one_line_with_its_flag(capsys, arguments, said):
     assert printed.err.startswith("python -m smol_scratch: ")
     assert printed.err.count("\n") == 1
     assert said in printed.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["generate hi --ckpt", "chat --ckpt", "export --gguf m.gguf --ckpt", "train --init",
+     "train --text", "info --ckpt"],
+)  # fmt: skip
+def test_what_is_not_there_is_told_with_its_flag(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nofile", str(tmp_path / "no" / "folder")):
+        with pytest.raises(SystemExit):
+            main([*arguments.split(), name])
+        flag = arguments.split()[-1]
+        assert f"smol_scratch: {flag} {name}: no such file or folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        main(["generate", "hi", "--ckpt", "empty/"])
+    assert "smol_scratch: --ckpt empty holds no config.json" in capsys.readouterr().err
+
+
+def test_a_programming_error_is_not_told_as_a_slip(monkeypatch):
+    def slip():
+        raise TypeError("'NoneType' object is not iterable")
+
+    monkeypatch.setattr(assets, "fetch", slip)
+    with pytest.raises(TypeError):
+        main(["assets"])
+
+
+def test_an_error_of_the_system_is_told_in_words(capsys, monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device", "x.bin")
+
+    monkeypatch.setattr(assets, "fetch", full)
+    with pytest.raises(SystemExit):
+        main(["assets"])
+    assert capsys.readouterr().err == f"{NAME}: x.bin: no space left on device\n"
 
 
 def test_help_and_slips_are_answered_before_anything_is_loaded():
@@ -197,6 +249,56 @@ def test_a_chat_remembers_its_turns_and_says_when_the_context_is_full(capsys, mo
     assert "have no chat template" in capsys.readouterr().err
 
 
+def test_a_chat_says_when_the_context_nears_its_end(capsys, monkeypatch, folders):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n" + "long " * 45 + "\n\n"))
+    assert main(["chat", "--ckpt", folders["chatty"], "--tokens", "2", "--system", "Hi"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "are used" in line]
+    assert len(told) == 1
+    assert re.fullmatch(r"[78]\d of the context's 96 tokens are used", told[0])
+
+
+def test_ctrl_c_in_a_chat_stops_the_answer_and_at_the_prompt_the_program(folders):
+    program = (
+        "import torch, time; f = torch.multinomial\n"
+        "torch.multinomial = lambda *a, **k: (time.sleep(0.3), f(*a, **k))[1]\n"
+        "import sys; from smol_scratch.__main__ import main\n"
+        f"sys.argv[1:] = ['chat', '--ckpt', {folders['chatty']!r}]; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(assets.ROOT)},
+    )  # fmt: skip
+    for _ in range(2):
+        process.stdin.write(b"Hi\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)  # it speaks
+        process.send_signal(signal.SIGINT)
+        while process.stdout.read(1) not in b"\n":  # the answer ends, long before 50 tokens
+            pass
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_the_weights_are_read(
+    capsys, monkeypatch, folders
+):
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(speaker, "load_pretrained", load)
+    for ckpt in ([], ["--ckpt", folders["chatty"]]):
+        with pytest.raises(SystemExit):
+            main(["generate", "word " * 9000, *ckpt])
+        context = "96" if ckpt else "8,192"
+        said = f"--prompt: has 9,001 tokens, and the model takes {context} in all"
+        assert said in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="weights were loaded"):
+        main(["generate", "hi"])
+
+
 def test_a_text_that_fills_the_context_says_so(capsys, folders):
     options = ["--ckpt", folders["plain"], "--tokens", "400", "--temperature", "0"]
     assert main(["generate", "The quick", *options]) == 0
@@ -269,6 +371,34 @@ def test_a_console_that_is_not_utf_8_stops_nothing(folders, encoding):
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
 
+def test_standard_input_is_utf_8_whatever_the_locale_or_says_what_it_is(folders):
+    c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    how = ["--ckpt", folders["plain"], "--tokens", "1", "--temperature", "0"]
+    command = [sys.executable, "-m", "smol_scratch", "generate", *how]
+    env = os.environ | {"PYTHONPATH": str(assets.ROOT)}
+
+    def answer(given, *arguments, env=env):
+        done = subprocess.run([*command, *arguments], input=given, capture_output=True, env=env)
+        assert b"Traceback" not in done.stderr
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    for status, said in (
+        answer("Zażółć".encode(), env=env | c),
+        answer("\ufeffZażółć\r\n".encode(), env=env | c),
+        answer(b"", "Zażółć", env=env | c),
+    ):
+        assert status == 0
+        assert said.startswith("Zażółć")
+    assert answer("café".encode("latin-1")) == (
+        2, f"{NAME}: standard input: is no UTF-8, for it holds the byte 0xE9 where no character "
+        "can have it, as in Latin-1 or Windows-1252; convert it with `iconv -f WINDOWS-1252 -t "
+        "UTF-8`\n",
+    )  # fmt: skip
+    assert "standard input: is UTF-16; convert it" in answer("hi".encode("utf-16"))[1]
+    status, said = answer(b"", b"caf\xe9")
+    assert (status, "--prompt: is no UTF-8, for it holds the byte 0xE9" in said) == (2, True)
+
+
 def test_without_a_compiler_compile_is_refused_before_anything_is_loaded(capsys, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     for command in (["generate", "hi", "--compile"], ["train", "--compile"]):
@@ -296,6 +426,37 @@ def test_each_command_has_help(capsys, name):
     said = capsys.readouterr().out
     assert f"smol_scratch {name}" in said
     assert "``" not in said
+    *_, last = said.splitlines()
+    assert last == f"  {NAME} {name} {EXAMPLES[name]}".rstrip()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_at_the_end_of_a_help_works(monkeypatch, name):
+    """All but the work itself: it is read, and the command is called with what it says."""
+    called = []
+
+    def stop(*given, **named):
+        called.append((given, named))
+        raise SystemExit(7)
+
+    for place in (
+        "speaker.Speaker", "run.run", "hub.load_pretrained", "demo.launch", "assets.fetch",
+        "report.print_report", "doctor.examine_machine",
+    ):  # fmt: skip
+        module, _, function = place.partition(".")
+        home = importlib.import_module(f"smol_scratch.{module}")
+        monkeypatch.setattr(home, function, stop)
+    with pytest.raises(SystemExit) as ended:
+        main([name, *shlex.split(EXAMPLES[name])])
+    assert (ended.value.code, len(called)) == (7, 1)
+
+
+def test_the_examples_of_the_overview_are_read():
+    lines = [line.strip() for line in overview(NAME).splitlines() if line.startswith(f"  {NAME}")]
+    assert len(lines) == 3
+    for line in lines:
+        name, *flags = shlex.split(line.removeprefix(NAME))
+        read(COMMANDS[name], name, flags)
 
 
 @pytest.mark.parametrize(
