@@ -40,8 +40,9 @@ portable: $(READY)
 book: $(READY)
 	$(PY) -m smol_scratch.course.book
 
+# The checkout is what is served, so that the notebooks' links to README, data and code open too.
 lab: $(READY)
-	$(PY) -m jupyterlab notebooks
+	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" "$(firstword $(sort $(wildcard notebooks/*.ipynb)))"
 
 refresh: $(READY)
 	$(PY) -m smol_scratch.course.notebook refresh

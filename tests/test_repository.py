@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import time
 import tomllib
+import urllib.request
 import venv
 import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -115,6 +122,46 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"smol_scratch {smol_scratch.__version__}\n"
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.slow
+def test_lab_opens_the_first_notebook_and_serves_what_it_links_to(tmp_path):
+    made = subprocess.run(
+        ["make", "-n", "-o", ".venv/.ready", "lab"], cwd=ROOT, capture_output=True, text=True
+    )
+    _, *words = shlex.split(made.stdout.splitlines()[-1])
+    ready = tmp_path / "info.json"
+    program = (
+        "import json, sys; from jupyterlab.labapp import LabApp\n"
+        "class Told(LabApp):\n"
+        "    def start(self):\n"
+        "        app = self.serverapp; opened = app.file_to_run\n"
+        "        said = {'url': app.connection_url, 'file': opened, 'root': app.root_dir}\n"
+        f"        open({str(ready)!r} + '.new', 'w').write(json.dumps(said))\n"
+        f"        import os; os.rename({str(ready)!r} + '.new', {str(ready)!r})\n"
+        "        super().start()\n"
+        "Told.launch_instance(sys.argv[1:])"
+    )
+    settings = ["--no-browser", "--ServerApp.port=0", "--IdentityProvider.token="]
+    server = subprocess.Popen(
+        [sys.executable, "-c", program, *words[2:], *settings], cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_DATA_DIR": str(tmp_path)},
+    )  # fmt: skip
+    try:
+        while not ready.exists():
+            assert server.poll() is None
+            time.sleep(0.1)
+        said = json.loads(ready.read_text())
+        assert Path(said["file"]).name == sorted(p.name for p in ROOT.glob("notebooks/*.ipynb"))[0]
+        for linked in ("README.md", "data/README.md", "notebooks/01_rmsnorm.ipynb"):
+            address = f"{said['url'].partition('/lab')[0]}/api/contents/{linked}"
+            with urllib.request.urlopen(address) as answer:
+                assert json.load(answer)["path"] == linked
+    finally:
+        server.terminate()
+        server.wait()
+
+
 # What is built
 
 
@@ -168,6 +215,45 @@ def test_another_projects_type_checker_sees_the_types(built, tmp_path):
     assert last.startswith("Found 2 errors in 1 file"), ran.stdout
     assert errors[0].startswith('theirs.py:3: error: Argument "n_layer"')
     assert errors[1].startswith('theirs.py:4: error: Module "smol_scratch" has no attribute')
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_of_python_run_in_a_fresh_installation(built, tmp_path):
+    """The wheel in an environment of its own, in an empty folder; PyTorch is this one's."""
+    venv.create(tmp_path / "other", symlinks=os.name != "nt")
+    scripts = tmp_path / "other" / ("Scripts" if os.name == "nt" else "bin")
+    install = ["install", "-q", "--no-deps", "--no-index", str(built[0])]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", scripts / "python", *install], check=True
+    )
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    ask = [scripts / "python", "-c", ask]
+    site = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
+    (site / "other.pth").write_text(sysconfig.get_path("purelib") + "\n")  # behind its own
+    # `python -m smol_scratch assets`, the line before them, has brought what is in this folder.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env |= {"SMOL_SCRATCH_DATA": str(assets.data_dir()), "HF_HUB_OFFLINE": "1"}
+    place = tmp_path / "empty"
+    place.mkdir()
+
+    def run(*command):
+        ran = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        return ran.stdout
+
+    shown = run(scripts / "python", "-c", "import smol_scratch; print(smol_scratch.__file__)")
+    assert Path(shown.strip()).is_relative_to(site)
+    assert run(scripts / "smol-scratch", "--version").startswith("smol_scratch ")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.partition("## Use the parts")[2]
+    assert section.index("python -m smol_scratch assets") < section.index("```python")
+    [lines] = re.findall(r"```python\n(.+?)```", section, re.DOTALL)
+    weights, text = run(scripts / "python", "-c", lines).split("\n", 1)
+    assert weights.startswith("weights: ")
+    assert text.startswith("To be, or not to be")
+    assert [path.name for path in place.iterdir()] == ["my_model"]
+    listed = "import sys; from smol_scratch import *; print(*sorted(sys.modules))"
+    assert "transformers" not in run(scripts / "python", "-c", listed).split()
 
 
 def test_the_short_name_is_the_long_one(tmp_path):
