@@ -561,6 +561,23 @@ def test_local_links_lead_somewhere(file):
             assert (file.parent / link).exists(), f"{file.name} links to {link}"
 
 
+def test_set_up_and_what_asks_for_it_are_written_folded(tmp_path):
+    """By the metadata that JupyterLab and Colab obey; all other cells stay open."""
+    nb = small_notebook()
+    nb.cells[0].metadata["tags"] = ["set-up"]
+    nb.cells[1].metadata |= {"jupyter": {"source_hidden": True}, "trusted": True}
+    notebook.write(nb, tmp_path / "a.ipynb")
+    folded = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+    written = notebook.read(tmp_path / "a.ipynb").cells
+    assert [cell.metadata for cell in written] == [folded | {"tags": ["set-up"]}, folded, {}]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_set_up_cell_is_folded(path):
+    [cell] = [cell for cell in notebook.read(path).cells if "set-up" in tags(cell)]
+    assert cell.metadata["jupyter"] == {"source_hidden": True}
+
+
 def test_address_rewrites_badges_and_set_up_cells(tmp_path):
     path = tmp_path / PATHS[0].name
     path.write_bytes(PATHS[0].read_bytes())

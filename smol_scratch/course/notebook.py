@@ -227,7 +227,10 @@ def write(notebook: NotebookNode, path: Path) -> None:
         kept = ("tags", "figure", "jupyter")
         cell.metadata = {key: cell.metadata[key] for key in kept if key in cell.metadata}
         if "set-up" in cell.metadata.get("tags", []):
-            cell.metadata["jupyter"] = {"source_hidden": True}  # folded: not what is read first
+            # Folded, since it is not what is read first: in JupyterLab, and in Colab.
+            cell.metadata["jupyter"] = {"source_hidden": True}
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            cell.metadata["cellView"] = "form"
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
