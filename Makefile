@@ -42,7 +42,7 @@ book: $(READY)
 
 # The checkout is what is served, so that the notebooks' links to README, data and code open too.
 lab: $(READY)
-	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" "$(firstword $(sort $(wildcard notebooks/*.ipynb)))"
+	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/$(firstword $(sort $(wildcard notebooks/*.ipynb)))
 
 refresh: $(READY)
 	$(PY) -m smol_scratch.course.notebook refresh
