@@ -206,8 +206,6 @@ def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
         ("rmsnorm.check_diagnoses", dict.fromkeys("ABCDE", "mean over time"), "a later token"),
         ("rmsnorm.check_diagnoses", dict.fromkeys("ABCDE", "ill"), "is not one of"),
         ("rmsnorm.check_diagnoses", {"A": "healthy"}, "with the keys A, B, C, D, E"),
-        ("rope.check_slowest", 10, "the last one has i = 31"),
-        ("rope.check_theta", 10_000, "pairs stay below one turn"),
         ("gqa.check_silent_heads", [1, 4, 7], "every third head"),
         ("gqa.check_streamed", all_at_once, "keeps the keys or values"),
         ("gqa.check_streamed", without_maximum, "right for small scores"),

@@ -62,11 +62,8 @@ def words() -> Figure:
 def heat() -> Figure:
     position = np.arange(48)
     distance = position[:, None] - position[None]
-    return figures_02.score_maps(
-        {
-            "turned": np.cos(distance / 5) + 0.02 * position,
-            "added": np.cos(position / 5) - 0 * distance,
-        }
+    return figures_02.invention(
+        {"turned": np.cos(distance / 5) ** 3, "added": np.cos(position / 5) - 0.0 * distance}
     )
 
 

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smol_scratch.course.exercises import Hint, exercise
+from smol_scratch.course.measure.rope import RopeOnNeighbours
 from smol_scratch.model import RotaryPositionalEmbedding
 
 
 @exercise
-def check_slowest(answer: float) -> str:
-    """Expect the factor by which pair 31 of 32 slows down when theta grows tenfold."""
-
-    def wavelength(theta: float) -> float:
-        return 2 * math.pi * theta ** (62 / 64)
-
-    expected = wavelength(100_000.0) / wavelength(10_000.0)
-    if abs(answer - 10) < 1e-6:
-        raise Hint("close: 10 would belong to a pair with i = 32, and the last one has i = 31")
-    if abs(answer - 1) < 1e-6:
-        raise Hint("that is pair 0, whose exponent is 0: it never notices theta")
-    if abs(answer - expected) > 0.01:
-        raise Hint(
-            f"{answer} is not it. The wavelength is 2π times theta to the power 2 i / 64: put in "
-            "i = 31 and divide the two"
-        )
-    return "only the slow pairs feel theta, and none of them slows down by all of the ten"
+def check_later_key(answer: float) -> str:
+    """Expect the score of the query (2, 1) at 4 and the key (3, 1) at 5, a quarter turn a step."""
+    if math.isclose(answer, -1, abs_tol=1e-3):
+        raise Hint("that is the score one position *after* the key; here the query stands before")
+    if math.isclose(answer, 7, abs_tol=1e-3):
+        raise Hint("that is the score with no turn at all, at offset 0")
+    if math.isclose(answer, -7, abs_tol=1e-3):
+        raise Hint("that is half a turn, offset 2 or -2")
+    if not math.isclose(answer, 1, abs_tol=1e-3):
+        raise Hint(f"{answer} is not it. Offset 4 - 5 = -1: turn the query back by a quarter")
+    return "the score sees the signed offset, not the distance"
 
 
 @exercise
@@ -48,6 +44,8 @@ def check_shift_keys(answer: Callable[[Tensor, RotaryPositionalEmbedding, int], 
             raise Hint("the keys went n positions forward; turn them the other way")
         if torch.allclose(found, stored):
             raise Hint("the keys did not move")
+        if torch.allclose(found, rope(stored), atol=1e-4):
+            raise Hint("each key was turned by its own place in the tensor; all turn by the same n")
         if not torch.allclose(found, expected, atol=1e-4):
             raise Hint(
                 "not the keys of n positions earlier. Every key turns back by the same angles, "
@@ -56,19 +54,30 @@ def check_shift_keys(answer: Callable[[Tensor, RotaryPositionalEmbedding, int], 
     return "rotations add up, so a stored key moves without being computed again"
 
 
+_FOUND = {"theta": 250_000.0, "pairs": "neighbours", "direction": "backwards"}
+
+
+def mystery_rope() -> RotaryPositionalEmbedding:
+    """Return a rotation for heads of 64 channels whose settings nobody wrote down."""
+    rope = RopeOnNeighbours(64, 512, _FOUND["theta"])
+    rope.sin = -rope.sin
+    return rope
+
+
 @exercise
-def check_theta(answer: float) -> str:
-    """Expect the smallest multiple of 10,000 that leaves 12 pairs unturned in 32,768 positions."""
-
-    def unturned(theta: float) -> int:
-        return sum(2 * math.pi * theta ** (2 * i / 64) > 32_768 for i in range(32))
-
-    if answer % 10_000:
-        raise Hint(f"{answer} is no multiple of 10,000")
-    if answer <= 0:
-        raise Hint("theta must be above 0")
-    if unturned(answer) < 12:
-        raise Hint(f"with theta {answer:,.0f} only {unturned(answer)} pairs stay below one turn")
-    if unturned(answer - 10_000) >= 12:
-        raise Hint("these are enough pairs, but a smaller multiple of 10,000 does it too")
-    return "four times the context asks for almost nine times the theta"
+def check_mystery(answer: Mapping[str, Any]) -> str:
+    """Expect the theta, the pairs and the direction of ``mystery_rope()``."""
+    if not isinstance(answer, Mapping) or set(answer) != set(_FOUND):
+        raise Hint('a dictionary with "theta", "pairs" and "direction" is wanted')
+    if answer["pairs"] != _FOUND["pairs"]:
+        raise Hint("the pairs: feed it a 1 in channel 0 and zeros; where does the rest appear?")
+    if answer["direction"] != _FOUND["direction"]:
+        raise Hint("the direction: turn (1, 0) by one position. Is the second number above 0?")
+    theta = float(answer["theta"])
+    if theta < 1.2:
+        raise Hint("pair 0 turns by 1 radian whatever theta; look at pair 1 or a later one")
+    if math.isclose(theta, _FOUND["theta"] ** (1 / 32), rel_tol=1e-3):
+        raise Hint("that is theta to the power 2/64; theta itself is its 32nd power")
+    if not math.isclose(theta, _FOUND["theta"], rel_tol=0.01):
+        raise Hint(f"theta is not {theta:,.0f}: pair i turns by theta ** (-2 i / 64) per position")
+    return "three settings read off a black box, with a handful of probes"

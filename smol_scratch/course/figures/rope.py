@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Wedge
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
+from smol_scratch.course.figures.drawing import HIGH, canvas, cells
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 
-def _arrow(ax: Axes, end: np.ndarray, colour: str, alpha: float = 1.0) -> None:
-    style = {"arrowstyle": "-|>", "color": colour, "lw": 2.2, "alpha": alpha, "shrinkA": 0}
+def invention(panels: Mapping[str, np.ndarray]) -> Figure:
+    """Draw ways to write down a position, one row of numbers for each position.
+
+    Args:
+        panels: title to numbers between -1 and 1, (positions, columns).
+    """
+    widths = [max(table.shape[1], 2) for table in panels.values()]
+    figure, axes = new_figure(
+        1, len(panels), figsize=(7.5, 3.4), sharey=True, gridspec_kw={"width_ratios": widths}
+    )
+    for ax, (title, table) in zip(axes, panels.items(), strict=True):
+        image = ax.imshow(table, cmap="cividis", vmin=-1, vmax=1, aspect="auto")
+        ax.set(title=title, xticks=range(table.shape[1]), xticklabels=[])
+        ax.grid(visible=False)
+    axes[0].set(ylabel="position", yticks=range(0, len(table), 5))
+    axes[-1].set_xlabel("fast → slow")
+    axes[1].set_xlabel("fast → slow")
+    figure.colorbar(image, ax=axes, shrink=0.8, aspect=16, ticks=(-1, 0, 1))
+    return describe(
+        figure,
+        "Three tables with a row for each of sixteen positions. A single number grows from row to "
+        "row. In a binary counter the first column changes at every row and the last once. Sines "
+        "and cosines do the same smoothly: the fast columns oscillate, the slow ones hardly move.",
+    )
+
+
+def _arrow(ax: Axes, end: np.ndarray, colour: str) -> None:
+    style = {"arrowstyle": "-|>", "color": colour, "lw": 2.2, "shrinkA": 0}
     ax.annotate("", tuple(end), (0, 0), arrowprops=style | {"shrinkB": 0, "mutation_scale": 13})
 
 
@@ -27,7 +53,7 @@ def turning_pair(
     Args:
         query: the pair's two numbers in the query.
         key: the same in the key.
-        step: angle a position, in radians.
+        step: angle per position, in radians.
         pairs: (query position, key position), one panel each.
     """
 
@@ -35,33 +61,44 @@ def turning_pair(
         c, s = math.cos(step * position), math.sin(step * position)
         return np.array([pair[0] * c - pair[1] * s, pair[1] * c + pair[0] * s])
 
-    figure, axes = new_figure(1, 1 + len(pairs), figsize=(7.5, 2.9))
-    reach = 1.32 * max(math.hypot(*query), math.hypot(*key))
+    figure, axes = new_figure(1, 1 + len(pairs), figsize=(8.6, 2.9), sharey=True)
+    reach = 1.3 * max(math.hypot(*query), math.hypot(*key))
     for ax in axes:
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-        ax.set(xlabel="first number", xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+        ax.set(xticks=(-2, 0, 2), yticks=(-2, 0, 2))
         ax.axhline(0, color=COLOURS["residual"], linewidth=0.6)
         ax.axvline(0, color=COLOURS["residual"], linewidth=0.6)
-    axes[0].set_ylabel("second number")
-    for position in range(6):
+    axes[0].set(xlabel="first number", ylabel="second number")
+    for position in range(4):
         end = turned(query, position)
-        _arrow(axes[0], end, COLOURS["query"], 1 - 0.13 * position)
-        axes[0].text(*(1.17 * end), str(position), ha="center", va="center", fontsize=10)
-    axes[0].set_title("a query at\npositions 0 to 5")
+        _arrow(axes[0], end, COLOURS["query"])
+        axes[0].text(*(1.3 * end), str(position), ha="center", va="center", fontsize=11)
+    axes[0].set_title("the query at\npositions 0 to 3", fontsize=10)
     for ax, (at_query, at_key) in zip(axes[1:], pairs, strict=True):
         q, k = turned(query, at_query), turned(key, at_key)
-        low, high = (math.degrees(math.atan2(v[1], v[0])) for v in (k, q))
-        ax.add_patch(Wedge((0, 0), 0.8, low, high, color=COLOURS["other"], alpha=0.45))
+        from_key, to_query = (math.degrees(math.atan2(v[1], v[0])) for v in (k, q))
+        between = (to_query - from_key + 180) % 360 - 180  # signed, the short way round
+        low = from_key + min(between, 0.0)
+        ax.add_patch(
+            Wedge((0, 0), 0.9, low, low + abs(between), color=COLOURS["other"], alpha=0.45)
+        )
         _arrow(ax, k, COLOURS["key"])
         _arrow(ax, q, COLOURS["query"])
         for v, name in ((q, "query"), (k, "key")):
             side = "center" if abs(v[0]) < 1.2 else "left" if v[0] < 0 else "right"
-            above = 0.22 if v[1] > 0 else -0.22
-            ax.text(v[0], v[1] + above, name, ha=side, va="center", fontsize=10)
+            ax.text(v[0], v[1] + (0.4 if v[1] > 0 else -0.4), name, ha=side, va="center",
+                    fontsize=9.5)  # fmt: skip
         ax.set_title(
-            f"query at {at_query}, key at {at_key}\ndot product {q @ k:.2f}".replace("-", "−")
+            f"query at {at_query}, key at {at_key}\nscore {q @ k:.0f}".replace("-", "−"),
+            fontsize=10,
         )
-    return figure
+    return describe(
+        figure,
+        "One pair of numbers as an arrow that turns by a quarter turn per position. Then a query "
+        "and a key: one position apart at the start of a text and again two positions later, the "
+        "angle between them and the score are the same. With the key after the query, the angle "
+        "is another one and so is the score.",
+    )
 
 
 def wavelengths(lengths: Mapping[str, Sequence[float]], limits: Mapping[str, int]) -> Figure:
@@ -69,37 +106,130 @@ def wavelengths(lengths: Mapping[str, Sequence[float]], limits: Mapping[str, int
 
     Args:
         lengths: label to the positions that each pair needs for one turn.
-        limits: label to a context length in positions.
+        limits: label to a context length in positions, in the same order.
     """
-    figure, ax = new_figure(figsize=(7.0, 3.6))
-    looks = (("right", "-", "o"), ("wrong", "--", "s"))
-    for (label, values), (colour, style, mark) in zip(lengths.items(), looks, strict=False):
-        ax.plot(values, style, marker=mark, markersize=4, color=COLOURS[colour], label=label)
-    for (label, limit), style in zip(limits.items(), ("-", ":"), strict=False):
-        ax.axhline(limit, color=COLOURS["residual"], linewidth=1.2, linestyle=style)
-        ax.text(0, limit * 1.12, label, va="bottom", fontsize=9.5)
-    ax.set(yscale="log", xlabel="pair $i$", ylabel="positions for one turn", xlim=(-0.6, 31.6))
+    figure, ax = new_figure(figsize=(7.2, 3.7))
+    looks = (("other", "--", "s"), ("query", "-", "o"))
+    for (label, values), (name, limit), (colour, style, mark) in zip(
+        lengths.items(), limits.items(), looks, strict=True
+    ):
+        v = np.asarray(values)
+        ax.plot(v, style, marker=mark, markersize=4, color=COLOURS[colour])
+        ax.text(31.3, v[-1], f" {label}", color=COLOURS[colour], va="center", fontsize=10)
+        ax.axhline(limit, color=COLOURS[colour], linewidth=1.2, linestyle=style)
+        ax.text(0, limit * 1.15, name, va="bottom", fontsize=9.5)
+        first = int(np.argmax(v > limit))
+        ax.plot(first, v[first], "D", color=COLOURS["wrong"], markersize=9, zorder=3)
+    ax.text(19.2, 2.2e5, "from the ◆ on:\nno full turn within\nthe context", fontsize=9.5,
+            ha="right", va="center")  # fmt: skip
+    ax.set(yscale="log", xlabel="pair $i$", ylabel="positions for one turn", xlim=(-0.6, 38),
+           title="Thirty-two hands, from fast to slow")  # fmt: skip
     ax.set_xticks((0, 5, 10, 15, 20, 25, 31))
-    ax.legend(loc="lower right", fontsize=10)
-    return figure
+    return describe(
+        figure,
+        "Positions that each of the 32 pairs needs for one turn, on a logarithmic axis: two "
+        "rising lines, from six positions at pair 0 to tens of thousands with theta 10,000 and "
+        "hundreds of thousands with theta 100,000. A horizontal line marks each context length; "
+        "from about pair 20 on, a pair needs more than the whole context.",
+    )
 
 
-def score_maps(maps: Mapping[str, np.ndarray]) -> Figure:
-    """Draw the score of one query and one key at every pair of positions.
+def two_orders(d: int) -> Figure:
+    """Draw which numbers of a query form a pair, under the two conventions.
 
     Args:
-        maps: title to scores, (query positions, key positions); one colour scale for all.
+        d: how many numbers there are.
     """
-    figure, axes = new_figure(1, len(maps), figsize=(7.5, 2.9), sharey=True)
-    low = min(float(scores.min()) for scores in maps.values())
-    high = max(float(scores.max()) for scores in maps.values())
-    for ax, (title, scores) in zip(axes, maps.items(), strict=True):
-        image = ax.imshow(scores, vmin=low, vmax=high, cmap="cividis")
-        ax.set(xlabel="position of the key", title=title, xticks=(0, 20, 40), yticks=(0, 20, 40))
-        ax.grid(visible=False)
-    axes[0].set_ylabel("position of the query")
-    figure.colorbar(image, ax=axes, label="score", shrink=0.8, aspect=16)
-    return figure
+    figure, ax = canvas(13.2, 5.4, inches=7.0)
+    colours = ("query", "key", "value", "gate")
+    neighbours = [(2 * i, 2 * i + 1) for i in range(d // 2)]
+    halves = [(i, i + d // 2) for i in range(d // 2)]
+    left = 4.6
+    places = {}
+    for bottom, title, pairs in (
+        (3.6, "neighbours\n(the paper, Meta's code)", neighbours),
+        (0.6, "halves\n(transformers, our weights)", halves),
+    ):
+        ax.text(left - 0.3, bottom + HIGH / 2, title, ha="right", va="center", fontsize=10)
+        for i, pair in enumerate(pairs):
+            for place, letter in zip(pair, "ab", strict=True):
+                cells(ax, left + place, bottom, [f"{letter}{i}"], colours[i % 4])
+                places[bottom, letter, i] = left + place + 0.5
+    for i in range(d // 2):
+        for letter in "ab":
+            ax.plot([places[3.6, letter, i], places[0.6, letter, i]], [3.6, 0.6 + HIGH],
+                    color=COLOURS[colours[i % 4]], linewidth=1.4, alpha=0.7)  # fmt: skip
+    ax.text(left + d / 2, 4.6, "the same four arrows (a, b)", ha="center", va="bottom", fontsize=10)
+    ax.text(left + d / 2, 0.3, "stored in another order", ha="center", va="top", fontsize=10)
+    return describe(
+        figure,
+        "Eight cells in two orders. Above, each arrow's two numbers stand side by side. Below, "
+        "all first numbers come first, then all second ones. Lines join the same number in both: "
+        "a permutation.",
+    )
+
+
+def harm(
+    rows: Mapping[str, Mapping[str, tuple[float, float]]], highest: float | None = None
+) -> Figure:
+    """Draw the extra loss of wrong rotations, early and late in a passage.
+
+    Args:
+        rows: name of the rotation to (label of a stretch to mean and standard error), in nats.
+        highest: the axis ends there.
+    """
+    figure, ax = new_figure(figsize=(7.2, 0.55 + 0.5 * len(rows)))
+    looks = (("query", "o", -0.13), ("wrong", "s", 0.13))
+    for row, stretches in enumerate(rows.values()):
+        for (label, (mean, error)), (colour, mark, shift) in zip(
+            stretches.items(), looks, strict=False
+        ):
+            ax.errorbar(mean, row + shift, xerr=error, fmt=mark, color=COLOURS[colour],
+                        capsize=3, markersize=6, label=label if row == 0 else None)  # fmt: skip
+    ax.axvline(0, color=COLOURS["residual"], linewidth=1)
+    ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5),
+           xlabel="extra loss (nats per token, mean ± standard error over 5 passages)")  # fmt: skip
+    if highest is not None:
+        ax.set_xlim(-0.1, highest)
+    ax.grid(axis="y", visible=False)
+    ax.legend(fontsize=9.5, loc="lower right")
+    return describe(
+        figure,
+        "Extra loss of the real model with each wrong rotation, for tokens 1 to 256 and 257 to "
+        "768. Neighbours, no rotation and the wrong direction cost more than a nat everywhere. "
+        "The wrong theta costs little. Rounding angles to bfloat16 costs nothing early and much "
+        "late.",
+    )
+
+
+def beyond(ends: Sequence[int], curves: Mapping[str, Sequence[float]], context: int) -> Figure:
+    """Draw the loss by position, within the trained context and beyond it.
+
+    Args:
+        ends: last position of each stretch.
+        curves: label to the mean loss of each stretch, in nats per token.
+        context: positions that the model was trained for.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.6))
+    centres = np.array(ends) - ends[0] / 2
+    looks = (("wrong", "-", "o"), ("other", ":", "^"), ("right", "--", "s"))
+    ax.axvspan(context, ends[-1], color=COLOURS["other"], alpha=0.18, linewidth=0)
+    for (label, values), (colour, style, mark) in zip(curves.items(), looks, strict=False):
+        ax.plot(centres, values, style, color=COLOURS[colour], marker=mark, markersize=4.5,
+                label=label)  # fmt: skip
+    ax.text(context + 150, 0.03, "never trained", va="bottom", fontsize=9.5,
+            transform=ax.get_xaxis_transform())  # fmt: skip
+    ax.set(xlabel="position in one long passage", ylabel="loss (nats per token)",
+           xlim=(0, ends[-1]), ylim=(2.4, 6), title="Beyond the trained context")  # fmt: skip
+    ax.set_xticks((0, 2048, 4096, 6144, 8192, 10240, 12288))
+    ax.legend(fontsize=9.5, loc="upper left", ncols=3)
+    return describe(
+        figure,
+        "Loss against position on a passage of 12,288 tokens; the region beyond 8,192 is shaded. "
+        "As released, the loss keeps its level for two thousand positions beyond and then rises. "
+        "With theta raised it stays level. With all positions divided by two it is about a nat "
+        "higher everywhere.",
+    )
 
 
 def by_distance(curves: Mapping[str, Sequence[float]]) -> Figure:
@@ -117,49 +247,8 @@ def by_distance(curves: Mapping[str, Sequence[float]]) -> Figure:
     ax.set(xscale="log", xlabel="distance (positions)", ylabel="score (1 = at distance 0)")
     ax.set(xlim=(1, 8192), ylim=(-0.25, 1.5))
     ax.legend(loc="upper right", fontsize=9.5)
-    return figure
-
-
-def extra_loss(ends: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw how much a wrong rotation adds to the loss in each stretch of a text.
-
-    Args:
-        ends: the last position of each stretch, counted from 1.
-        curves: label to the mean extra loss of each stretch, in nats a token.
-    """
-    figure, ax = new_figure(figsize=(7.0, 3.9))
-    edges = [0, *ends]
-    centres = [(a + b) / 2 for a, b in pairwise(edges)]
-    looks = (
-        ("wrong", "-", "o"),
-        ("other", "--", "s"),
-        ("residual", "-.", "D"),
-        ("down", ":", "^"),
-        ("embedding", "--", "v"),
+    return describe(
+        figure,
+        "Score against distance on a logarithmic axis. For a query that equals its key it falls "
+        "with ups and downs; the typical size for random queries and keys stays level.",
     )
-    for (label, values), (colour, style, mark) in zip(curves.items(), looks, strict=False):
-        ax.plot(centres, values, style, marker=mark, markersize=5, color=COLOURS[colour],
-                label=label)  # fmt: skip
-    ax.axhline(0, color=COLOURS["residual"], linewidth=1)
-    ax.set(xlabel="position in the text (tokens)", ylabel="extra loss (nats a token)")
-    ax.set_xticks(edges)
-    ax.legend(fontsize=9.5, loc="lower center", ncols=3, bbox_to_anchor=(0.46, 1.0))
-    return figure
-
-
-def angle_errors(positions: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw how far the rotation is off, against position.
-
-    Args:
-        positions: where it was measured.
-        errors: label to the largest error of a cosine or sine over all pairs.
-    """
-    figure, ax = new_figure(figsize=(7.0, 3.4))
-    looks = (("wrong", "--", "o"), ("other", "-.", "s"), ("right", "-", "^"))
-    for (label, values), (colour, style, mark) in zip(errors.items(), looks, strict=False):
-        ax.plot(positions, values, style, marker=mark, markersize=4, color=COLOURS[colour],
-                label=label)  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="position", ylabel="largest error of a cosine")
-    ax.set(ylim=(1e-9, 5))
-    ax.legend(fontsize=9.5, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.2))
-    return figure

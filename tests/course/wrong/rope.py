@@ -15,29 +15,32 @@ def one_too_few(keys, rope, n):
     return turned_back(keys, rope, n - 1)
 
 
+def found(**changed):
+    return {"theta": 250_000, "pairs": "neighbours", "direction": "backwards"} | changed
+
+
 WRONG = {
-    "check_slowest": [
-        (10, "the last one has i = 31"),
-        (1, "pair 0, whose exponent is 0"),
-        (9.33, "put in i = 31"),
-        (10 ** (31 / 64), "put in i = 31"),
-        (10 ** (-62 / 64), "put in i = 31"),
+    "check_later_key": [
+        (-1, "one position *after* the key"),
+        (7, "no turn at all"),
+        (-7, "half a turn"),
+        (0, "turn the query back by a quarter"),
     ],
     "check_shift_keys": [
         (forward, "went n positions forward"),
         (lambda keys, rope, n: rope(keys, start=n), "wherever it stands"),
         (one_too_few, "not the keys of n positions earlier"),
         (lambda keys, rope, n: keys, "the keys did not move"),
-        (lambda keys, rope, n: rope(keys), "those of position n, wherever it stands"),
+        (lambda keys, rope, n: rope(keys), "turned by its own place in the tensor"),
         (lambda keys, rope, n: keys[:, :, n:], "a tensor of the keys' shape"),
         (lambda keys, rope, n: keys.roll(n, dims=2), "not the keys of n positions earlier"),
     ],
-    "check_theta": [
-        (10_000, "pairs stay below one turn"),
-        (100_000, "pairs stay below one turn"),
-        (876_543, "is no multiple of 10,000"),
-        (-880_000, "theta must be above 0"),
-        (900_000, "a smaller multiple of 10,000"),
-        (1_000_000, "a smaller multiple of 10,000"),
+    "check_mystery": [
+        (found(pairs="halves"), "where does the rest appear?"),
+        (found(direction="forwards"), "Is the second number above 0?"),
+        (found(theta=1.0), "1 radian whatever theta"),
+        (found(theta=250_000 ** (1 / 32)), "theta to the power 2/64"),
+        (found(theta=100_000), "theta is not 100,000"),
+        ({"theta": 250_000}, "a dictionary"),
     ],
 }
