@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 # quiet one spinning is quicker, so `make bench` does not ask for this.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help notebooks test check portable book lab refresh address bugs report bench lint format clean
+.PHONY: help notebooks test check portable book lab refresh address bugs fuzz report bench lint format clean
 
 help:
 	@echo "make notebooks  set up, execute every notebook into build/notebooks, print a table"
@@ -55,6 +55,9 @@ bugs: $(READY)
 
 report: $(READY)
 	$(PY) -m benchmarks.report
+
+fuzz: $(READY)
+	$(PY) -m benchmarks.fuzz
 
 bench: $(READY)
 	env -u OMP_WAIT_POLICY $(PY) -m benchmarks.bench_training
