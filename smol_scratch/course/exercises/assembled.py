@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
+from smol_scratch.course.measure.assembled import Ladder
 from smol_scratch.model import SmolLM2
 
 
@@ -79,27 +80,41 @@ def check_cross_entropy(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     return "the same as PyTorch's, for large logits and with targets that do not count"
 
 
+_FAULT = (5, "mlp")  # block and part
+
+
+def mystery() -> tuple[SmolLM2, Ladder]:
+    """Return a model of eight small blocks with one fault, and a ladder of the right one."""
+    config = SmolLM2Config(
+        vocab_size=97, block_size=32, n_layer=8, n_head=4, n_kv_head=2, n_embd=64, head_dim=16,
+        intermediate_size=96, init_std=0.125,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        model = SmolLM2(config).requires_grad_(False)
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.normal_(1, 0.3)
+        ids = torch.randint(config.vocab_size, (1, 25))
+    ladder = Ladder(model, ids)
+    broken: Any = model.model
+    mlp = broken.layers[_FAULT[0]].mlp
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+    return model, ladder
+
+
 @exercise
-def check_start(answer: float) -> str:
-    """Expect the initial standard deviation at which the tiny model starts at ln V + 1."""
-    if not 0 < answer < 2:
-        raise Hint(f"{answer} is out of question; the presets use values between 0.02 and 0.11")
-    config = SmolLM2Config.preset("tiny", init_std=float(answer))
-    generator = torch.Generator().manual_seed(7)
-    excess = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        model = SmolLM2(config)
-        idx = torch.randint(config.vocab_size, (1, 128), generator=generator)
-        with torch.no_grad():
-            logits = model(idx)[0]
-        # The expected loss where every token is equally likely to come: the mean logit is about 0.
-        surprise = logits.logsumexp(-1).mean() - logits.mean()
-        excess.append(surprise.item() - math.log(config.vocab_size))
-    mean = sum(excess) / len(excess)
-    if abs(mean - 1) > 0.1:
-        raise Hint(
-            f"with {answer} the model starts {mean:.2f} nats above ln V, not 1. The excess is "
-            "half the variance of the logits, and their standard deviation is proportional to it"
-        )
-    return "half the logits' variance is 1 when their standard deviation is the root of 2"
+def check_mystery(answer: tuple[int, str]) -> str:
+    """Expect the block and the part of it in which the mystery's fault is."""
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise Hint("two things in brackets are wanted: (number of the block, name of the part)")
+    block, part = answer
+    if block in (_FAULT[0] - 1, _FAULT[0] + 1):
+        raise Hint(f"block {block} holds; did you count from 0, and from the embedding's rung?")
+    if block != _FAULT[0]:
+        raise Hint(f"block {block} holds: it gives the oracle's output on the oracle's input")
+    if part not in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"):
+        raise Hint(f"the block is right; {part!r} is not a part of it, by the checkpoint's names")
+    if part != _FAULT[1]:
+        raise Hint(f"the block is right; its {part} holds: see `ladder.within(model, {block})`")
+    return "found, in a model that nobody could have judged by what it says"
