@@ -259,6 +259,22 @@ def test_what_is_lost_shows(tmp_path, lost):
         assert found[1:] != expected[1:]
 
 
+def test_the_generator_of_a_card_is_kept_beside_the_processors(monkeypatch):
+    """No card is here: a device module that has a generator and nothing else stands for it."""
+    card = torch.Generator().manual_seed(5)
+    module = SimpleNamespace(get_rng_state=card.get_state, set_rng_state=card.set_state)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: {"cuda": module}[device.type])
+    state = SimpleNamespace(rank=0, world_size=1, device=torch.device("cuda", 0))
+    kept = checkpoint._generators(state)
+    assert kept.keys() == {"rank0.cpu", "rank0.device"}
+    drawn = torch.rand(3), torch.rand(3, generator=card)
+    checkpoint._set_generators(state, kept)
+    again = torch.rand(3), torch.rand(3, generator=card)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
+    checkpoint._set_generators(SimpleNamespace(rank=0, device=torch.device("cpu")), kept)
+    assert torch.equal(torch.rand(3), drawn[0])  # a run that goes on without the card
+
+
 def test_without_dropout_no_generator_is_needed(tmp_path):
     state = begin()
     losses(state, FIRST)

@@ -819,6 +819,22 @@ def test_a_run_leaves_other_runs_alone(here, capsys):
     assert all((here / name).exists() for name in others)
 
 
+def test_every_number_of_a_log_line_has_its_place_and_its_digits():
+    row = Metrics(7, 1.23456, None, 0.000123456, 3.14159, 12345.678, 0.456)
+    rest = "lr 0.000123 | norm 3.14 | tok/s 12,345.7 | 46% of peak"
+    assert run.log_line(row) == f"step 7 | loss 1.2346 | {rest}"
+    row = row._replace(held_out_loss=2.34567)
+    assert run.log_line(row) == f"step 7 | loss 1.2346 | held-out 2.3457 | {rest}"
+
+
+def test_plays_that_are_held_out_stay_apart(tokenizer, monkeypatch):
+    monkeypatch.setattr(run, "load_text", lambda: "To be")
+    monkeypatch.setattr(run, "unseen_plays", lambda: {"a": "The end.", "b": "A play."})
+    tokens, held_out = load_data(TrainingConfig(), tokenizer)
+    assert tokenizer.decode(tokens) == "To be"
+    assert tokenizer.decode(held_out) == "The end.\nA play."
+
+
 def test_what_a_run_says(here, capsys):
     assert command("--steps", "6", "--log-interval", "3", "--checkpoint-interval", "0") == 0
     said = capsys.readouterr()
