@@ -100,6 +100,8 @@ def check_recomputed(answer: float) -> str:
         raise Hint("nothing was computed again; was the backward pass inside the counter?")
     if abs(answer - 4 / 3) < 0.002:
         raise Hint("that is every product forward once more; the head is in no block. Count it")
+    if abs(answer - 1.2675) < 0.002:
+        raise Hint("every product of the blocks once more: a good hand count. PyTorch counts less")
     if abs(answer - ratio) >= 0.002:
         raise Hint("not what PyTorch counts for the full model at T = 256, to three digits")
     return "recomputation is paid for in FLOPs that teach the model nothing"

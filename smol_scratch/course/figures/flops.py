@@ -6,52 +6,163 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
-
-# What attention computes without a weight, beside the colours of the matrices.
-_COLOUR_OF = {
-    "q_proj": "query",
-    "k_proj": "key",
-    "v_proj": "value",
-    "scores": "attention",
-    "weighted values": "attention",
-    "o_proj": "attention",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-    "lm_head": "embedding",
-}
-_NO_WEIGHT = ("scores", "weighted values")
+from smol_scratch.course.figures import drawing
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 
-def split(forward: Mapping[str, float], per_layer: Sequence[float], head: float) -> Figure:
-    """Draw the FLOPs of one forward pass by product, and by place from bottom to top.
+def one_entry() -> Figure:
+    """Draw how one entry of a product of matrices comes about: a row times a column."""
+    figure, ax = drawing.canvas(15.4, 4.6, inches=7.5)
+    a, b = [[1, 2, 3], [4, 5, 6]], [[1, 0, 2, 1], [0, 1, 1, 0], [2, 1, 0, 1]]
+    product = [[sum(x * y for x, y in zip(row, column, strict=True))
+                for column in zip(*b, strict=True)] for row in a]  # fmt: skip
+    high = drawing.HIGH
+
+    def matrix(left: float, bottom: float, rows: list[list[int]], colour: str) -> None:
+        for i, row in enumerate(rows):
+            drawing.cells(ax, left, bottom - high * i, row, colour)
+
+    matrix(0.4, 1.55, a, "query")
+    matrix(4.6, 3.4, b, "key")
+    matrix(4.6, 1.9 - 0.35, product, "attention")
+    for left, bottom, width, height in (
+        (0.4, 1.55, 3, high), (4.6, 3.4 - 2 * high, 1, 3 * high), (4.6, 1.55, 1, high)
+    ):  # fmt: skip
+        ax.add_patch(Rectangle((left, bottom), width, height, fill=False, linewidth=3,
+                               edgecolor=COLOURS["wrong"], zorder=4))  # fmt: skip
+    ax.text(9.2, 3.1, "7 = 1 · 1 + 2 · 0 + 3 · 2", fontsize=11)
+    ax.text(9.2, 2.4, "3 multiplications, 3 additions", fontsize=10)
+    ax.text(9.2, 1.7, "2 · 4 entries of 6 FLOPs: 48", fontsize=10)
+    ax.text(1.9, 2.27, "2 × 3", ha="center", fontsize=9)
+    ax.text(6.6, 4.12, "3 × 4", ha="center", fontsize=9)
+    ax.text(6.6, 0.5, "2 × 4", ha="center", fontsize=9)
+    return describe(
+        figure,
+        "A 2 by 3 matrix to the left, a 3 by 4 matrix above, their 2 by 4 product in the corner. "
+        "One row and one column are framed, and the entry that they make: 7 = 1 · 1 + 2 · 0 + "
+        "3 · 2, three multiplications and three additions. Eight such entries take 48 FLOPs.",
+    )
+
+
+def shares(rows: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw which part of a forward pass is spent where, one bar for each length.
 
     Args:
-        forward: name of the product to its FLOPs, over all layers.
-        per_layer: FLOPs of each block.
-        head: FLOPs of the head.
+        rows: label to part to its share; of "masked scores" the bar is hatched.
     """
-    figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.6), width_ratios=[1.25, 1])
-    names, whole = list(forward)[::-1], sum(forward.values())
-    for i, name in enumerate(names):
-        flops = forward[name]
-        left.barh(i, flops / 1e9, height=0.7, color=COLOURS[_COLOUR_OF[name]],
-                  hatch="//" if name in _NO_WEIGHT else None, edgecolor="white")  # fmt: skip
-        left.text(flops / 1e9 + 0.2, i, f"{flops / whole:.1%}", va="center", fontsize=9)
-    left.set_yticks(range(len(names)), names, fontsize=9.5)
-    left.set(xlabel="GFLOPs forward, 256 tokens", xlim=(0, 1.22 * max(forward.values()) / 1e9))
-    left.set_title("by product (hatched: no weights)", fontsize=10)
-    left.grid(False, axis="y")
-    places = np.arange(len(per_layer))
-    right.bar(places, np.asarray(per_layer) / 1e9, width=0.8, color=COLOURS["mlp"])
-    right.bar(len(per_layer) + 1.5, head / 1e9, width=2, color=COLOURS["embedding"])
-    right.set_xticks([0, 10, 20, len(per_layer) + 1.5], ["0", "10", "20", "head"])
-    right.set(xlabel="block, counted by PyTorch", ylabel="GFLOPs forward")
-    right.set_title("by place", fontsize=10)
-    right.grid(False, axis="x")
-    return figure
+    figure, ax = new_figure(figsize=(7.4, 0.75 * len(rows) + 1.6))
+    looks = {"MLPs": "mlp", "attention's matrices": "attention", "scores and values": "query",
+             "masked scores": "query", "head": "embedding"}  # fmt: skip
+    for i, parts in enumerate(rows.values()):
+        left = 0.0
+        for name, share in parts.items():
+            hatch = "///" if name == "masked scores" else ""
+            ax.barh(i, share, left=left, color=COLOURS[looks[name]] if not hatch else "white",
+                    hatch=hatch, edgecolor="white" if not hatch else COLOURS[looks[name]],
+                    height=0.66, label=name if i == 0 else "")  # fmt: skip
+            if share > 0.045:
+                ax.text(left + share / 2, i, f"{share:.0%}", ha="center", va="center", fontsize=10,
+                        color="black" if hatch else "white",
+                        bbox={"fc": "white", "ec": "none", "pad": 1} if hatch else None,
+                        )  # fmt: skip
+            left += share
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.invert_yaxis()
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    ax.set(xlabel="share of the FLOPs", xlim=(0, 1))
+    ax.set_title("Short texts: MLPs and head. Long texts: attention")
+    ax.grid(False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    said = "; ".join(
+        f"{label}: " + ", ".join(f"{name} {share:.0%}" for name, share in parts.items())
+        for label, parts in rows.items()
+    )
+    return describe(figure, f"Bars of where the FLOPs of a forward pass go. {said}.")
+
+
+def roofline(
+    peak: float, bandwidth: float, climbs: Mapping[str, Sequence[tuple[int, float]]], card: str
+) -> Figure:
+    """Draw a card's two limits, and how far products climb as their batch grows.
+
+    Args:
+        peak: of the card, FLOP/s.
+        bandwidth: of its memory, bytes per second.
+        climbs: product to (tokens side by side, FLOPs per byte), in order.
+        card: its name.
+    """
+    figure, ax = new_figure(figsize=(7.4, 4.3))
+    x = np.geomspace(0.5, 1000, 200)
+    ridge = peak / bandwidth
+    ax.axvspan(0.5, ridge, color=COLOURS["query"], alpha=0.08, linewidth=0)
+    ax.axvspan(ridge, 1000, color=COLOURS["key"], alpha=0.10, linewidth=0)
+    ax.plot(x, np.minimum(peak, x * bandwidth) / 1e12, color=COLOURS["residual"], linewidth=2.6)
+    places = (("gate_proj", "mlp", "o", 1.0), ("k_proj", "attention", "s", 0.42))
+    for name, colour, mark, lower in places:
+        m, intensity = (np.array(column) for column in zip(*climbs[name], strict=True))
+        speed = lower * np.minimum(peak, intensity * bandwidth) / 1e12
+        ax.plot(intensity, speed, mark, color=COLOURS[colour], markersize=7,
+                markeredgecolor="white", zorder=4)  # fmt: skip
+        for i in (0, len(m) // 2, len(m) - 1):
+            ax.annotate(f"{m[i]:,}", (intensity[i], speed[i]), (6, -11),
+                        textcoords="offset points", fontsize=9, color=COLOURS[colour])  # fmt: skip
+    ax.text(11, 55, "gate_proj,\non the roof", color=COLOURS["mlp"], fontsize=10, ha="right",
+            va="center")  # fmt: skip
+    ax.text(7.5, 3.2, "k_proj, drawn below the roof:\nit stops before the ridge",
+            color=COLOURS["attention"], fontsize=10, va="center")  # fmt: skip
+    ax.text(0.6, 1.35 * peak / 1e12, "memory-bound:\nmore FLOP/s would not help", fontsize=9.5,
+            va="top")  # fmt: skip
+    ax.text(ridge * 1.15, 0.5, "compute-\nbound", fontsize=9.5, va="bottom")
+    ax.text(ridge * 0.95, 0.32, f"ridge: {ridge:.0f}", fontsize=9.5, ha="right", va="bottom")
+    ax.set(xscale="log", yscale="log", xlabel="intensity (FLOPs per byte)", xlim=(0.5, 1000),
+           ylabel="at most TFLOP/s", ylim=(0.3, 2 * peak / 1e12))  # fmt: skip
+    ticks = [1, 10, 100, 1000]
+    ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    ax.set_yticks([1, 10, 100], ["1", "10", "100"])
+    ax.set_title(f"The roofline of an {card}, and tokens side by side")
+    return describe(
+        figure,
+        f"Roofline of an {card} on logarithmic axes: a slope where memory is the limit, a flat "
+        f"roof where arithmetic is, and a ridge at {ridge:.0f} FLOPs per byte. Marks for 1 to "
+        f"{climbs['gate_proj'][-1][0]:,} tokens side by side: gate_proj climbs the slope and "
+        "passes the ridge; k_proj climbs and comes to rest before it.",
+    )
+
+
+def side_by_side(seconds: Mapping[str, Sequence[tuple[int, float, float]]]) -> Figure:
+    """Draw the time for one token of each of several sequences, side by side.
+
+    Args:
+        seconds: type to (sequences, seconds, standard error).
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.6))
+    looks = {"float32": ("query", "o"), "bfloat16": ("key", "s")}
+    for name, rows in seconds.items():
+        n, mean, error = (np.array(column) for column in zip(*rows, strict=True))
+        colour, mark = looks[name]
+        ax.errorbar(n, mean / mean[0], 2 * error / mean[0], color=COLOURS[colour], marker=mark,
+                    markersize=6, capsize=3)  # fmt: skip
+        last = mean[-1] / mean[0]
+        ax.text(n[-1] * 1.06, last, f"{name}\n{last:.1f} ×", va="center", fontsize=10,
+                color=COLOURS[colour])  # fmt: skip
+    n = np.linspace(1, 7, 50)
+    ax.plot(n, n, "--", color=COLOURS["other"], linewidth=1.4)
+    ax.text(4.3, 5.3, "if time were arithmetic", fontsize=9.5, color=COLOURS["residual"],
+            ha="right")  # fmt: skip
+    ax.set_xscale("log", base=2)
+    ticks = [1, 2, 4, 8, 16, 32, 64]
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.set(xlabel="sequences side by side, one token each", ylabel="time, by that of one",
+           xlim=(0.9, 100), ylim=(0, 7))  # fmt: skip
+    ax.set_title("More tokens at once take hardly more time")
+    return describe(
+        figure,
+        "Time for one token of each of 1 to 64 sequences side by side, divided by the time for one "
+        "sequence, in float32 and bfloat16. Both curves rise far more slowly than the dashed line "
+        "of equal proportion, with bars of two standard errors.",
+    )
 
 
 def attention_share(
@@ -76,45 +187,26 @@ def attention_share(
     for (name, values), (colour, style) in zip(shares.items(), looks, strict=False):
         ax.plot(T, values, style, color=COLOURS[colour], label=name)
         ax.plot(crossings[name], 0.5, "o", color=COLOURS[colour], markersize=6)
+    for (_, crossing), (colour, _), y in zip(
+        crossings.items(), looks, (0.56, 0.44, 0.44), strict=False
+    ):
+        ax.text(crossing, y, f"{crossing:,.0f}", color=COLOURS[colour], fontsize=9,
+                ha="right" if y > 0.5 else "left")  # fmt: skip
     ax.set_xscale("log", base=2)
     ticks = [64, 256, 1024, 4096, 16_384, 65_536]
     ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     ax.set(xlabel="T, tokens in a sequence", xlim=(T[0], T[-1]), ylim=(0, 1),
-           ylabel="share of the quadratic part")  # fmt: skip
+           ylabel="share of scores and values")  # fmt: skip
     ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0.19, 1.0))
-    return figure
-
-
-def roofline(
-    peak: float, bandwidth: float, panels: Mapping[str, Mapping[str, tuple[float, float]]]
-) -> Figure:
-    """Draw how fast products ran, under the two limits of a machine.
-
-    Args:
-        peak: FLOP/s of a large matrix product.
-        bandwidth: bytes a second that can be read from memory.
-        panels: phase ("training", "decoding") to product to (FLOPs a byte, FLOP/s).
-    """
-    figure, ax = new_figure(figsize=(7.4, 4.0))
-    x = np.geomspace(0.2, 1000, 200)
-    ax.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color=COLOURS["residual"],
-            label="roof: memory, then arithmetic")  # fmt: skip
-    ridge = peak / bandwidth
-    ax.axvline(ridge, color=COLOURS["other"], linewidth=1, linestyle=":")
-    markers = {"q_proj": "o", "gate_proj": "s", "lm_head": "^", "scores": "D"}
-    for (phase, points), colour in zip(panels.items(), ("query", "gate"), strict=True):
-        for name, (intensity, speed) in points.items():
-            ax.plot(intensity, speed / 1e9, markers[name], color=COLOURS[colour], markersize=8,
-                    markerfacecolor=COLOURS[colour] if phase == "training" else "white",
-                    markeredgewidth=1.8, linestyle="none", label=f"{phase}: {name}")  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="intensity (FLOPs a byte moved)", ylabel="GFLOP/s",
-           xlim=(0.2, 1000))  # fmt: skip
-    low = min(0.2 * bandwidth, *(s for p in panels.values() for _, s in p.values())) / 1e9
-    ax.set_ylim(0.6 * low, 3 * peak / 1e9)
-    ax.text(ridge * 1.06, 0.75 * low, "ridge", fontsize=9, color=COLOURS["residual"])
-    ax.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+    ax.set_title("Where scores and weighted values take over")
+    return describe(
+        figure,
+        "The share of scores and weighted values against the length, from 64 to 65,536 tokens, for "
+        "three sizes. All start near zero and pass one half: "
+        + ", ".join(f"{name} at {crossing:,.0f}" for name, crossing in crossings.items())
+        + ".",
+    )
 
 
 def cards(speed: float, peaks: Mapping[str, tuple[float, float]]) -> Figure:
@@ -128,6 +220,10 @@ def cards(speed: float, peaks: Mapping[str, tuple[float, float]]) -> Figure:
     names = list(peaks)[::-1]
     tensor, ordinary = ([speed / peaks[name][i] for name in names] for i in (0, 1))
     y = np.arange(len(names))
+    ax.axvspan(0.3, 0.5, color=COLOURS["value"], alpha=0.15, linewidth=0)
+    ax.text(0.39, len(names) - 0.3, "well-tuned\nruns", fontsize=8.5, ha="center", va="bottom",
+            color=COLOURS["value"])  # fmt: skip
+    ax.axvline(1, color=COLOURS["residual"], linewidth=1.2)
     ax.hlines(y, tensor, ordinary, color=COLOURS["other"], linewidth=1)
     ax.plot(tensor, y, "o", color=COLOURS["right"], label="of the tensor cores, 16 bits: right")
     ax.plot(ordinary, y, "D", color=COLOURS["wrong"], markerfacecolor="white", markeredgewidth=1.6,
@@ -136,9 +232,15 @@ def cards(speed: float, peaks: Mapping[str, tuple[float, float]]) -> Figure:
     ax.set_xscale("log")
     ticks = [0.001, 0.01, 0.1, 1]
     ax.set_xticks(ticks, ["0.1 %", "1 %", "10 %", "100 %"])
-    ax.set(xlabel="share of the card's peak", xlim=(5e-4, 1))
-    ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.13), ncols=2)
-    return figure
+    ax.set(xlabel="share of the card's peak", xlim=(5e-4, 1.15), ylim=(-0.6, len(names) + 1.3))
+    ax.set_title("Whichever card it was, less than 3 % of it was used")
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+    return describe(
+        figure,
+        "The logged speed as a share of fifteen cards' peaks, on a logarithmic axis. Of the tensor "
+        "cores' peak it is less than 3 % on each card; of the ordinary units' peak, the wrong "
+        "measure, 2 to 23 %. A band at 30 to 50 % shows what well-tuned runs reach.",
+    )
 
 
 def runs(flops: Mapping[str, float], marks: Mapping[str, float]) -> Figure:
@@ -165,4 +267,10 @@ def runs(flops: Mapping[str, float], marks: Mapping[str, float]) -> Figure:
     ax.set_xscale("log")
     ax.set(xlim=(2e13, 2e23), ylim=(-0.5, len(names) - 0.5), xlabel="FLOPs")
     ax.grid(False)
-    return figure
+    ax.set_title("From minutes to months of one card", pad=22)
+    return describe(
+        figure,
+        "Training runs by their FLOPs on a logarithmic axis: the original project's 5,000 steps, "
+        "Chinchilla's optimum, SmolLM2's own training, with lines for what one card does in a "
+        "minute, a day, a year.",
+    )
