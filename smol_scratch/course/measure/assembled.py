@@ -107,7 +107,7 @@ def _transposed(number: int) -> Callable[[Any], Callable[[], None]]:
     return plant
 
 
-# Each loads the real weights without a complaint.
+# With each, the model runs without an error.
 FAULTS: dict[str, Callable[[Any], Callable[[], None]]] = {
     "RMSNorm's eps 1e-6": _other_eps,
     "RoPE's theta 10,000": _other_theta,
