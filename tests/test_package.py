@@ -98,7 +98,9 @@ def test_the_foundation_imports_no_more_than_this(module, libraries, modules):
 
 
 def test_heavy_libraries_have_one_door():
-    assert importers_of("transformers") == {"smol_scratch.hub"}
+    # The walk's own measurements may ask the oracle; the package has one door to it.
+    of_the_package = {m for m in importers_of("transformers") if ".course.measure." not in m}
+    assert of_the_package == {"smol_scratch.hub"}
     assert all(
         name.startswith("smol_scratch.course.figures") for name in importers_of("matplotlib")
     )
@@ -217,7 +219,7 @@ def test_every_base_dependency_is_imported():
 
 def test_every_import_is_declared():
     with_extras = re.compile(
-        r"smol_scratch\.(hub|course\.(notebook|pictures|figures.*)|demo|space|run)"
+        r"smol_scratch\.(hub|course\.(notebook|pictures|figures.*|measure.*)|demo|space|run)"
     )
     for module in MODULES:
         declared = BASE.union(*EXTRAS.values()) if with_extras.fullmatch(module) else BASE

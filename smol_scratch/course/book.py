@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import json
 import re
 import shutil
 import subprocess
@@ -155,10 +156,8 @@ def gather(source: Path = SOURCE) -> None:
     for page in source.glob("*.md"):
         text = page.read_text("utf-8")
         page.write_text(re.sub(r"(?<!!)\[([^\]]*)\]\(\.\./[^)]*\)", r"\1", text), "utf-8")
-    import nbformat
-
     for stem, nb in nbs.items():
-        nbformat.write(prepared(nb), source / "notebooks" / f"{stem}.ipynb")
+        (source / "notebooks" / f"{stem}.ipynb").write_text(json.dumps(prepared(nb)), "utf-8")
 
 
 # Of MathJax's 24 MB the pages load one program, its fonts, and what it loads for a rare command.
