@@ -75,7 +75,7 @@ class TrainingConfig:
     beta2: float = number(0.95, least=0, below=1)
     clip: float = number(1.0, above=0)
     # PyTorch takes 64 bits, and each process adds its rank.
-    seed: int = number(1337, least=0, most=2**64 - 2**20)
+    seed: int = number(1337, least=-(2**63), most=2**64 - 2**20)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ PARTS = {
     "Train, write, share": ["10", "11", "12"],
     "Look inside": ["13"],
 }
-PAGES = {"Reference": ["glossary", "api", "proofs", "training"]}
+PAGES = {"Reference": ["glossary", "interface", "api", "proofs", "training"]}
 
 
 def questions_of_the_walk() -> dict[str, tuple[str, str]]:
