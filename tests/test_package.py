@@ -106,8 +106,9 @@ def test_heavy_libraries_have_one_door():
     )
     assert importers_of("matplotlib")
     assert importers_of("gradio") <= {"smol_scratch.demo", "smol_scratch.space"}
+    files = {"smol_scratch.course.notebook", "smol_scratch.course.book"}
     for library in ("IPython", "nbformat", "nbclient"):
-        assert importers_of(library) <= {"smol_scratch.course.notebook"}, library
+        assert importers_of(library) <= files, library
 
 
 def test_only_the_course_imports_the_course():
@@ -219,7 +220,7 @@ def test_every_base_dependency_is_imported():
 
 def test_every_import_is_declared():
     with_extras = re.compile(
-        r"smol_scratch\.(hub|course\.(notebook|pictures|figures.*|measure.*)|demo|space|run)"
+        r"smol_scratch\.(hub|course\.(book|notebook|pictures|figures.*|measure.*)|demo|space|run)"
     )
     for module in MODULES:
         declared = BASE.union(*EXTRAS.values()) if with_extras.fullmatch(module) else BASE
