@@ -325,12 +325,14 @@ def test_ctrl_c_ends_a_stream_quietly(folders):
 
 
 @pytest.mark.parametrize(
-    "module", ["smol_scratch.terminal", "tyro", "numpy", "torch._C", "tokenizers"]
+    ("command", "module"),
+    [("generate hi", name) for name in ("smol_scratch.terminal", "tyro", "numpy", "torch._C")]
+    + [("train", "torch._C"), ("export --folder x", "tokenizers"), ("info", "numpy")],
 )
-def test_ctrl_c_while_libraries_load_ends_quietly(module):
+def test_ctrl_c_while_libraries_load_ends_quietly(command, module):
     """Interrupted when this module has just been imported, as ``-X importtime`` says."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", "smol_scratch", "generate", "hi"],
+        [sys.executable, "-X", "importtime", "-m", "smol_scratch", *command.split()],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(assets.ROOT)},
     )  # fmt: skip

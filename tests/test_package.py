@@ -185,7 +185,7 @@ print(tokenizer.decode([logits[0, -1].argmax()]))
 
 
 def test_importing_takes_less_than_two_seconds_beyond_torch():
-    timed = "import time, torch\nt = time.perf_counter()\nimport smol_scratch\n"
+    timed = "import time, torch\nt = time.perf_counter()\nfrom smol_scratch import *\n"
     timed += "print(time.perf_counter() - t)"
     # The best of up to three: the first one reads from the disk, and others use the machine too.
     seconds = []
