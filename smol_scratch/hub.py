@@ -133,7 +133,8 @@ def _skeleton(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) 
         with torch.device("meta"):
             return SmolLM2(config)
     except (RuntimeError, OverflowError, TypeError) as error:  # more than a tensor can have
-        raise ValueError(f"{path}: no model can have this shape: {error}") from error
+        said = str(error).partition("\n")[0]  # PyTorch adds where in its C++ that was
+        raise ValueError(f"{path}: no model can have this shape: {said}") from error
 
 
 def _locate(source: str | Path | None) -> tuple[Path, str]:

@@ -373,7 +373,8 @@ def test_an_index_reaches_no_other_folder(name, folder):
 
 def test_a_shape_that_cannot_be_is_named(folder):
     for field, value in (("num_hidden_layers", 10**9), ("hidden_size", 10**12),
-                         ("max_position_embeddings", 10**9), ("head_dim", 2 * 10**18)):  # fmt: skip
+                         ("max_position_embeddings", 10**9), ("head_dim", 2 * 10**18),
+                         ("intermediate_size", 2**63), ("vocab_size", 2**70)):  # fmt: skip
         fields = config_to_hf(TINY) | {field: value}
         (folder / "config.json").write_text(json.dumps(fields))
         with pytest.raises(ValueError, match=str(folder)) as error:
