@@ -63,10 +63,10 @@ def anatomy(
         cells(ax, 3.5, bottom, list(row), colour)
         ax.text(4.5, bottom + 0.72, name, ha="center", va="bottom", fontsize=10)
         arrow(ax, (2.5, 2.3), (3.4, bottom + HIGH / 2))
-    cells(ax, 6.2, 3.1, [gate], "gate")
+    cells(ax, 6.2, 3.1, [_minus(gate)], "gate")
     cells(ax, 6.2, 0.7, [up], "up")
-    box(ax, 7.7, 3.1, 1.2, "SiLU", "gate")
-    cells(ax, 9.4, 3.1, [bent], "gate")
+    box(ax, 7.7, 3.1, 1.2, "SiLU", "gate", filled=False)
+    cells(ax, 9.4, 3.1, [_minus(bent)], "gate")
     arrow(ax, (5.6, 3.4), (6.15, 3.4))
     arrow(ax, (5.6, 1.0), (6.15, 1.0))
     arrow(ax, (7.2, 3.4), (7.65, 3.4))
@@ -74,14 +74,16 @@ def anatomy(
     _times(ax, 9.9, 2.3)
     arrow(ax, (9.9, 3.1), (9.9, 2.62))
     arrow(ax, (7.2, 1.0), (9.68, 2.1))
-    cells(ax, 10.7, 2.0, [product], "mlp")
+    cells(ax, 10.7, 2.0, [_minus(product)], "mlp")
     arrow(ax, (10.15, 2.3), (10.65, 2.3))
-    cells(ax, 12.4, 3.1, list(down), "down")
-    ax.text(13.4, 3.82, "column of down", ha="center", va="bottom", fontsize=10)
-    arrow(ax, (11.7, 2.3), (12.35, 1.3))
-    arrow(ax, (13.4, 3.05), (13.4, 1.35))
-    cells(ax, 12.4, 0.7, [float(value) for value in written], "mlp")
-    ax.text(13.4, 0.62, "added to the output", ha="center", va="top", fontsize=10)
+    cells(ax, 12.1, 3.1, list(down), "down")
+    ax.text(13.1, 3.82, "column of down", ha="center", va="bottom", fontsize=10)
+    _times(ax, 13.1, 2.3)
+    arrow(ax, (11.7, 2.3), (12.85, 2.3))
+    arrow(ax, (13.1, 3.1), (13.1, 2.56))
+    arrow(ax, (13.1, 2.05), (13.1, 1.32))
+    cells(ax, 12.1, 0.7, [_minus(value) for value in written], "mlp")
+    ax.text(13.1, 0.62, "added to the output", ha="center", va="top", fontsize=10)
     return describe(figure, """Anatomy of SwiGLU. Above: a token's 576 channels are widened twice
         to 1,536, by gate and by up; the gate's reading passes SiLU, the two are multiplied channel
         by channel, and down narrows them to 576. Below, one hidden channel with the numbers of
@@ -99,7 +101,7 @@ def _whole(ax: Any, bottom: float) -> None:
     ax.add_patch(Rectangle((0.5, mid - 0.45), 0.35, 0.9, facecolor=COLOURS["residual"]))
     ax.text(0.68, mid - 0.6, "576", ha="center", va="top", fontsize=10)
     for low, colour, name in ((bottom + 1.3, "gate", "gate"), (bottom - 0.05, "up", "up")):
-        box(ax, 2.0, low + 0.2, 1.9, name, colour, filled=colour != "up")
+        box(ax, 2.0, low + 0.2, 1.9, name, colour, filled=False)
         arrow(ax, (0.95, mid), (1.95, low + 0.5))
         arrow(ax, (3.95, low + 0.5), (5.1, low + 0.5))
         for channel in range(12):
@@ -110,12 +112,12 @@ def _whole(ax: Any, bottom: float) -> None:
                 )
             )  # fmt: skip
     ax.text(6.35, bottom + 0.96, "1,536 each", ha="center", va="center", fontsize=10)
-    box(ax, 8.2, bottom + 1.5, 1.2, "SiLU", "gate")
+    box(ax, 8.2, bottom + 1.5, 1.2, "SiLU", "gate", filled=False)
     arrow(ax, (7.6, bottom + 1.8), (8.15, bottom + 1.8))
     _times(ax, 10.1, mid)
     arrow(ax, (9.4, bottom + 1.8), (9.95, mid + 0.24))
     arrow(ax, (7.6, bottom + 0.45), (9.9, mid - 0.2))
-    box(ax, 11.2, mid - HIGH / 2, 1.9, "down", "down")
+    box(ax, 11.2, mid - HIGH / 2, 1.9, "down", "down", filled=False)
     arrow(ax, (10.35, mid), (11.15, mid))
     arrow(ax, (13.1, mid), (13.95, mid))
     ax.add_patch(Rectangle((14.0, mid - 0.45), 0.35, 0.9, facecolor=COLOURS["mlp"]))
@@ -142,24 +144,26 @@ def bends(
             colour, style = _LINES[name]
             ax.plot(z, curve, style, color=colour, label=name)
         ax.set(xlabel="reading z, before the bend", xlim=(-5, 2))
-    axes[0].set(ylim=(-0.4, 1.2), ylabel="after the bend", title="SiLU dips below zero …")
+    axes[0].set(ylim=(-0.75, 1.2), ylabel="after the bend", title="SiLU dips below zero …")
     axes[1].set(ylim=(-0.2, 1.3), ylabel="slope", title="… and its slope is hardly ever 0")
     low = int(np.argmin(np.asarray(values["SiLU"])))
     axes[0].plot(z[low], values["SiLU"][low], "o", color=COLOURS["gate"], markersize=6)
     axes[0].annotate(
         f"lowest: {_minus(float(values['SiLU'][low]))}\nat z = {_minus(float(z[low]))}",
-        (z[low], values["SiLU"][low]), (-4.6, 0.32), fontsize=10,
+        (z[low], values["SiLU"][low]), (-4.7, -0.66), fontsize=10,
         arrowprops={"arrowstyle": "-", "color": COLOURS["residual"]},
     )  # fmt: skip
-    axes[0].legend(fontsize=10, loc="upper left")
+    for ax in axes:
+        ax.legend(fontsize=10, loc="upper left")
     return describe(figure, """SiLU dips below zero and returns to it slowly, GELU dips less and
         returns sooner, ReLU is flat at zero. On the right their slopes: ReLU's jumps from 0 to 1,
         the others rise softly.""")  # fmt: skip
 
 
 def _map(ax: Any, side: Sequence[float], surface: np.ndarray, reach: float) -> None:
-    levels = [-reach * 1.01, *(reach * np.array([-0.45, -0.22, -0.11, -0.02]))]
-    levels = [*levels, *[-level for level in levels[::-1]]]
+    """Draw a surface with lines at equal steps of 2/9 of its reach, and a pair beside zero."""
+    positive = reach * np.array([0.02, 2 / 9, 4 / 9, 6 / 9, 1.01])
+    levels = [*-positive[::-1], *positive]
     ax.contourf(
         side, side, np.clip(surface, -reach, reach), levels=levels, cmap=_SIGNED,
         vmin=-0.7 * reach, vmax=0.7 * reach,
@@ -171,28 +175,30 @@ def _map(ax: Any, side: Sequence[float], surface: np.ndarray, reach: float) -> N
     ax.set(aspect="equal", xticks=[side[0], 0, side[-1]], yticks=[side[0], 0, side[-1]])
     ax.set_xticklabels([_minus(float(side[0]), 0), "0", f"{float(side[-1]):.0f}"], fontsize=10)
     ax.set_yticklabels([_minus(float(side[0]), 0), "0", f"{float(side[-1]):.0f}"], fontsize=10)
+    for axis, first, last in ((ax.xaxis, "left", "right"), (ax.yaxis, "bottom", "top")):
+        labels = axis.get_ticklabels()  # those at the corners stand apart from each other
+        for label, place in zip(labels[:: max(1, len(labels) - 1)], (first, last), strict=False):
+            label.set(**{"ha" if axis is ax.xaxis else "va": place})
     ax.grid(visible=False)
 
 
 def responses(side: Sequence[float], panels: Mapping[str, np.ndarray]) -> Figure:
-    """Draw what units answer to two readings of a token, as maps with lines of equal answer.
+    """Draw what units return for two readings of a token, as maps with lines of equal output.
 
     Args:
         side: values of either reading.
-        panels: title to the answers, (readings b, readings a).
+        panels: title to the outputs, (readings b, readings a).
     """
-    figure, axes = new_figure(1, len(panels), figsize=(7.5, 3.0), sharey=True)
+    figure, axes = new_figure(1, len(panels), figsize=(7.8, 3.1))
     for ax, (title, surface) in zip(axes, panels.items(), strict=True):
         _map(ax, side, surface, 9)
         ax.set(title=title, xlabel="reading a")
     axes[0].set_ylabel("reading b")
-    for ax, signs in zip(axes, ((" 0 ", "+"), (" ", " "), (" ", " ")), strict=True):
-        ax.text(side[12], side[12], signs[0], fontsize=12, ha="center", va="center")
-        ax.text(side[-13], side[-13], signs[1], fontsize=12, ha="center", va="center")
+    axes[0].text(-1.6, -1.6, "0", fontsize=12, ha="center", va="center")
+    axes[0].text(2.3, 2.3, "+", fontsize=13, ha="center", va="center")
     for ax in axes[1:]:
         for a, b, sign in ((2, 2, "+"), (2, -2, "−"), (-2, 2, "−"), (-2, -2, "+")):
-            if ax is axes[2] or a > 0:
-                ax.text(a, b, sign, fontsize=13, ha="center", va="center")
+            ax.text(a, b, sign, fontsize=13, ha="center", va="center")
     return describe(figure, """Three maps over two readings a and b. A ReLU unit is a flat half and
         a ramp with straight lines; a SwiGLU channel is curved, strong where a is positive; a pair
         of channels is the saddle of the product a times b.""")  # fmt: skip
@@ -212,15 +218,17 @@ def fits(
         errors: name of a target to a kind's mean error and its standard error, as shares.
     """
     columns = len(next(iter(rows.values())))
-    figure, axes = new_figure(len(rows), columns, figsize=(7.5, 3.9), sharex=True, sharey=True)
+    figure, axes = new_figure(len(rows), columns, figsize=(8.2, 3.9), sharex=True, sharey=True)
     for line, (target, panels) in zip(axes, rows.items(), strict=True):
         for ax, (name, surface) in zip(line, panels.items(), strict=True):
             _map(ax, side, surface, 4 if target.startswith("a") else 2)
-            title = f"asked for:\n{target}"
+            title = f"target:\n{target}"
             if name in errors[target]:
                 mean, error = (100 * value for value in errors[target][name])
-                digits = 0 if mean >= 10 else 1
-                title = f"{name}\noff by {mean:.{digits}f} ± {error:.{digits}f} %"
+                digits = 0 if error >= 0.95 else 1
+                off = f"{mean:.{digits}f} ± {error:.{digits}f}" if error > 0.05 else f"{mean:.0f}"
+                off = off if mean > 0.1 else "< 0.1"
+                title = f"{name}\noff: {off} %"
             ax.set_title(title, fontsize=9.5)
     for ax in axes[-1]:
         ax.set_xlabel("a")
@@ -238,7 +246,7 @@ def race(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     Args:
         gaps: title of a panel to a kind to its held-out loss minus SwiGLU's, one for each seed.
     """
-    figure, axes = new_figure(1, len(gaps), figsize=(7.5, 2.8), sharex=True, sharey=True)
+    figure, axes = new_figure(1, len(gaps), figsize=(7.5, 3.1), sharex=True, sharey=True)
     for ax, (title, kinds) in zip(axes, gaps.items(), strict=True):
         ax.axvline(0, color=COLOURS["residual"], linewidth=1.4)
         for row, values in enumerate(kinds.values()):
@@ -251,20 +259,19 @@ def race(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         ax.set_yticks(range(len(kinds)), list(kinds))
         ax.set(title=title, ylim=(-0.5, len(kinds) - 0.5))
         ax.invert_yaxis()
-        ax.text(0.0, -0.46, " SwiGLU", fontsize=9, va="top", ha="left")
-    figure.supxlabel("loss minus SwiGLU's (nats per character): right of the line is worse",
-                     fontsize=11)  # fmt: skip
+    figure.supxlabel("loss minus SwiGLU's (nats per character): right of the line is worse\n"
+                     "dot: mean; bar: two standard errors either way; thin marks: single seeds",
+                     fontsize=10.5)  # fmt: skip
     return describe(figure, """At width 48 the MLP without a gate ends behind SwiGLU by several
         standard errors; the plain product and biases lie on the line. At width 24 all lie on the
         line. Thin marks are single seeds, dots are means with two standard errors.""")  # fmt: skip
 
 
-def valves(percentiles: np.ndarray, shut: Sequence[float], below: Sequence[float]) -> Figure:
-    """Draw where gate readings lie in each layer, and how much passes below zero.
+def valves(percentiles: np.ndarray, below: Sequence[float]) -> Figure:
+    """Draw where gate readings lie in each layer, and how much is written below zero.
 
     Args:
         percentiles: 1, 25, 50, 75, 99 of the gate's reading, (5, layers).
-        shut: share that multiplies by less than 0.1 in each layer.
         below: share of what is written that passed below zero.
     """
     figure, axes = new_figure(1, 2, figsize=(7.5, 3.3))
@@ -281,20 +288,20 @@ def valves(percentiles: np.ndarray, shut: Sequence[float], below: Sequence[float
         "half of them", (14, three[14]), (14, 2.1), fontsize=10, ha="center",
         arrowprops={"arrowstyle": "-", "color": COLOURS["residual"]},
     )  # fmt: skip
-    left.set(title="most readings lie between −1 and 1", ylim=(-4, 5), ylabel="gate reading z",
+    left.annotate(
+        f"to {high[-1]:.0f}", (layers[-1] - 0.3, 5), (24.5, 4.4), fontsize=10, ha="center",
+        va="center", color="#8F3F00", arrowprops={"arrowstyle": "->", "color": "#8F3F00"},
+    )  # fmt: skip
+    left.set(title="Most readings lie between −1 and 1", ylim=(-4, 5), ylabel="gate reading z",
              xlabel="layer")  # fmt: skip
     right.plot(layers, 100 * np.asarray(below), color=COLOURS["query"])
-    right.plot(layers, 100 * np.asarray(shut), "--", color=COLOURS["gate"])
     right.text(9, 100 * float(np.asarray(below)[2:15].max()) + 4, "written through\nthe dip, z < 0",
                fontsize=10, color=COLOURS["query"], ha="center", va="bottom")  # fmt: skip
-    right.text(15.5, 100 * float(shut[20]) + 22, "nearly shut,\n|SiLU(z)| < 0.1", fontsize=10,
-               color="#8F3F00", ha="left", va="bottom")  # fmt: skip
-    right.set(title="much is written below zero", ylim=(0, 105), ylabel="share in %",
+    right.set(title="Early layers write much below zero", ylim=(0, 105), ylabel="share in %",
               xlabel="layer")  # fmt: skip
     return describe(figure, """Left: gate readings by layer; in every layer most lie between minus
         one and one. Right: in the first half of the model about half of what is written passes a
-        gate with a negative reading, later less; the share of nearly shut gates is a third or
-        so.""")  # fmt: skip
+        gate with a negative reading, later less.""")  # fmt: skip
 
 
 def damage(losses: Mapping[str, tuple[float, float]], floor: float) -> Figure:
@@ -305,21 +312,22 @@ def damage(losses: Mapping[str, tuple[float, float]], floor: float) -> Figure:
             intact model.
         floor: the loss of a model that gives every token the same probability.
     """
-    figure, ax = new_figure(figsize=(7.2, 2.7))
+    figure, ax = new_figure(figsize=(7.2, 3.1))
     names = list(losses)
     means = [mean for mean, _ in losses.values()]
+    ends = [mean + error for mean, error in losses.values()]
     ax.barh(names, means, height=0.6,
             color=[COLOURS["right"]] + [COLOURS["wrong"]] * (len(names) - 1))  # fmt: skip
     for row, (mean, error) in enumerate(losses.values()):
         ax.plot([mean - error, mean + error], [row, row], color="black", linewidth=1.5)
-        ax.text(mean + error + 0.3, row, f"{mean:.1f}", va="center", fontsize=10)
-    ax.axvline(means[0], color=COLOURS["right"], linestyle=":", linewidth=1.4)
+        ax.text(mean + error + 0.3, row, f"{mean:.1f}", va="center", fontsize=10,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     ax.axvline(floor, color=COLOURS["residual"], linestyle="--", linewidth=1.4)
-    ax.text(floor + 0.2, -0.1, "knows nothing", fontsize=10, va="center")
+    ax.text(floor + 0.2, -0.1, "a model that knows nothing", fontsize=10, va="center")
     ax.invert_yaxis()
-    ax.set(xlabel="loss (nats per token)", xlim=(0, 1.1 * max(means)),
-           title="the swapped gate shouts, GELU whispers")  # fmt: skip
+    ax.set(xlabel="loss (nats per token), with its standard error", xlim=(0, max(ends) + 2.5),
+           title="Loss on real text with each bug")  # fmt: skip
     ax.grid(visible=False, axis="y")
     return describe(figure, """Loss of the real weights: intact lowest, a GELU gate about one nat
-        above it, a ReLU gate several nats, swapped far beyond a model that knows
-        nothing.""")  # fmt: skip
+        above it, a ReLU gate several nats, half the gate reading without a bend beyond a model
+        that knows nothing, swapped further still.""")  # fmt: skip

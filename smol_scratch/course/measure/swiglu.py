@@ -80,7 +80,6 @@ class Gates:
 
     Attributes:
         percentiles: 1, 25, 50, 75, 99 of the gate's reading, (5, layers).
-        shut: share of readings that the gate multiplies by less than 0.1 either way, (layers,).
         below_zero: share of what is written that passed a gate with a negative reading: median
             over tokens, (layers,). Weighed by the square of what each hidden channel writes.
         between: share of readings between -1 and 1, over all layers.
@@ -88,7 +87,6 @@ class Gates:
     """
 
     percentiles: Tensor
-    shut: Tensor
     below_zero: Tensor
     between: float
     sigmoid_small: float
@@ -104,7 +102,7 @@ def read_gates(model: SmolLM2, ids: Tensor, skip: int = 2) -> Gates:
         skip: tokens at each start that are left out: there, a few numbers are huge.
     """
     shares = torch.tensor([0.01, 0.25, 0.5, 0.75, 0.99])
-    percentiles, shut, below_zero, between, small = [], [], [], [], []
+    percentiles, below_zero, between, small = [], [], [], []
 
     def look(mlp: SwiGLU, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0][:, skip:].flatten(0, 1)  # (tokens, C)
@@ -112,7 +110,6 @@ def read_gates(model: SmolLM2, ids: Tensor, skip: int = 2) -> Gates:
         written = F.silu(gate) * mlp.up_proj(x) * mlp.down_proj.weight.norm(dim=0)
         energy = written.square()
         percentiles.append(torch.quantile(gate.flatten()[::7], shares))  # every seventh is plenty
-        shut.append((F.silu(gate).abs() < 0.1).float().mean())
         below_zero.append(((energy * (gate < 0)).sum(1) / energy.sum(1)).median())
         between.append((gate.abs() < 1).float().mean().item())
         small.append((torch.sigmoid(gate) < 0.1).float().mean().item())
@@ -125,7 +122,7 @@ def read_gates(model: SmolLM2, ids: Tensor, skip: int = 2) -> Gates:
             hook.remove()
     count = len(hooks)
     return Gates(
-        torch.stack(percentiles, 1), torch.stack(shut), torch.stack(below_zero),
+        torch.stack(percentiles, 1), torch.stack(below_zero),
         sum(between) / count, sum(small) / count,
     )  # fmt: skip
 

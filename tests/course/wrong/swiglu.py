@@ -23,8 +23,8 @@ WRONG = {
         (lambda: torch.eye(2), "return three tensors"),
     ],
     "check_split": [
-        (lambda fused: fused.chunk(2), "halves"),
-        (lambda fused: fused.chunk(2)[::-1], "halves"),
+        (lambda fused: fused.chunk(2), "one half after the other"),
+        (lambda fused: fused.chunk(2)[::-1], "one half after the other"),
         (lambda fused: (fused[0::2], fused[1::2]), "gate and up are exchanged"),
         (lambda fused: (fused[:, :1], fused[:, 1:]), "of twelve rows it takes"),
         (lambda fused: fused, "return two tensors"),
@@ -34,6 +34,6 @@ WRONG = {
         (0.6, "narrower than GELU"),
         (1.4, "try a larger scale"),
         (2.5, "try a smaller scale"),
-        (1.702, "is not one of"),
+        (-1.7, "is no stretch"),
     ],
 }
