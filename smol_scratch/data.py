@@ -78,18 +78,9 @@ class DataLoaderLite:
             ValueError: for sizes that are no positive whole numbers, a rank that does not exist, or
                 too few tokens.
         """
-        for name, value in (("B", B), ("T", T), ("world_size", world_size)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
-        if type(rank) is not int or not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank!r}: must lie between 0 and {world_size - 1}")
+        _check_sizes(tokens, B, T, rank, world_size)
         self.tokens, self.B, self.T, self.rank = tokens, B, T, rank
         self.step = B * T * world_size  # tokens that all ranks take together
-        if len(tokens) < self.step + 1:
-            raise ValueError(
-                f"{len(tokens):,} tokens are less than one batch: {B} × {T} on {world_size} "
-                f"rank(s) needs {self.step + 1:,}; take smaller B or T, or a longer text"
-            )
         self.position = 0
         self.passes = 0
 
@@ -131,6 +122,11 @@ class DataLoaderLite:
             ValueError: for anything that is no state of a loader over as many tokens. The loader
                 then stays where it is.
         """
+        self._check_state(state)
+        self.position, self.passes = state["position"], state["passes"]
+        self._start_over_at_the_end()
+
+    def _check_state(self, state: dict[str, int]) -> None:
         wrong = {name: value for name, value in state.items() if type(value) is not int}
         if set(state) != set(self.state_dict()) or wrong:
             raise ValueError(
@@ -150,8 +146,20 @@ class DataLoaderLite:
             )
         if state["passes"] < 0:
             raise ValueError(f"passes={state['passes']}: must not be negative")
-        self.position, self.passes = position, state["passes"]
-        self._start_over_at_the_end()
+
+
+def _check_sizes(tokens: Tokens, B: int, T: int, rank: int, world_size: int) -> None:
+    for name, value in (("B", B), ("T", T), ("world_size", world_size)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
+    if type(rank) is not int or not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank!r}: must lie between 0 and {world_size - 1}")
+    step = B * T * world_size
+    if len(tokens) < step + 1:
+        raise ValueError(
+            f"{len(tokens):,} tokens are less than one batch: {B} × {T} on {world_size} "
+            f"rank(s) needs {step + 1:,}; take smaller B or T, or a longer text"
+        )
 
 
 def split(tokens: Tokens, fraction: float = 0.1) -> tuple[Tokens, Tokens]:

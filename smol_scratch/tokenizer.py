@@ -580,8 +580,7 @@ def train_bpe(text: str | Iterable[str], merges: int) -> list[Pair]:
 
     Source: Sennrich et al., 2016, arXiv:1508.07909; on bytes: Radford et al., 2019.
     """
-    if merges < 0:
-        raise ValueError(f"merges={merges}: must not be negative")
+    _check_merges(merges)
     words = Counter(split_words(text) if isinstance(text, str) else text)
     pieces = {word: _byte_pieces(word) for word in words}
     learned: list[Pair] = []
@@ -591,11 +590,17 @@ def train_bpe(text: str | Iterable[str], merges: int) -> list[Pair]:
             for pair in pairwise(pieces[word]):
                 pairs[pair] += count
         if not pairs:
-            raise ValueError(f"merges={merges}: this text gives no more than {len(learned)}")
+            most = f"this text gives no more than {len(learned)}"
+            raise ValueError(f"merges={merges}: {most}")
         best = max(pairs, key=pairs.__getitem__)
         pieces = {word: _merge(parts, best) for word, parts in pieces.items()}
         learned.append(best)
     return learned
+
+
+def _check_merges(merges: int) -> None:
+    if merges < 0:
+        raise ValueError(f"merges={merges}: must not be negative")
 
 
 def _byte_pieces(word: str) -> list[str]:
@@ -647,9 +652,7 @@ class BytePairEncoding:
         if vocabulary is None:
             vocabulary = {token: number for number, token in enumerate(tokens)}
         self.vocabulary = vocabulary
-        for pair in self.ranks:
-            if "".join(pair) not in self.vocabulary:
-                raise ValueError(f"the vocabulary has no {''.join(pair)!r}, which {pair} gives")
+        self._check_vocabulary()
         self.pattern = pattern
         self._token_of = {number: token for token, number in self.vocabulary.items()}
         self._byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
@@ -675,8 +678,7 @@ class BytePairEncoding:
             if best not in self.ranks:
                 break
             pieces = _merge(pieces, best)
-        if missing := [piece for piece in pieces if piece not in self.vocabulary]:
-            raise ValueError(f"{word!r}: the vocabulary has no token for its byte {missing[0]!r}")
+        self._check_pieces(word, pieces)
         return [self.vocabulary[piece] for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -687,10 +689,22 @@ class BytePairEncoding:
         """
         characters: list[str] = []
         for number in ids:
-            if number not in self._token_of:
-                raise ValueError(f"token {number}: not in this vocabulary of {len(self._token_of)}")
+            self._check_number(number)
             characters += self._token_of[number]
         return bytes(self._byte_of[character] for character in characters).decode(errors="replace")
+
+    def _check_vocabulary(self) -> None:
+        for pair in self.ranks:
+            if "".join(pair) not in self.vocabulary:
+                raise ValueError(f"the vocabulary has no {''.join(pair)!r}, which {pair} gives")
+
+    def _check_pieces(self, word: str, pieces: list[str]) -> None:
+        if missing := [piece for piece in pieces if piece not in self.vocabulary]:
+            raise ValueError(f"{word!r}: the vocabulary has no token for its byte {missing[0]!r}")
+
+    def _check_number(self, number: int) -> None:
+        if number not in self._token_of:
+            raise ValueError(f"token {number}: not in this vocabulary of {len(self._token_of)}")
 
 
 def merges_of(backend: Tokenizer) -> list[Pair]:

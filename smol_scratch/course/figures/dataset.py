@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,56 +9,135 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 
-def contents(
-    lengths: Mapping[str, int], cut: tuple[str, float], speakers: Sequence[tuple[str, int]]
-) -> Figure:
-    """Draw how long each play is, and who speaks most often.
+def contents(lengths: Mapping[str, int], cut: tuple[str, float]) -> Figure:
+    """Draw how long each play is, and what is missing of one.
 
     Args:
         lengths: title to characters, in the order of the file.
         cut: the play of which the file has only a part, and which share of it.
-        speakers: name and number of speeches, most first.
     """
-    figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.6))
+    figure, ax = new_figure(figsize=(7.2, 3.4))
     rows = np.arange(len(lengths))
     thousands = np.array(list(lengths.values())) / 1000
-    left.barh(rows, thousands, color=COLOURS["embedding"], height=0.7)
+    ax.barh(rows, thousands, color=COLOURS["embedding"], height=0.7)
     row = list(lengths).index(cut[0])
-    left.barh(row, thousands[row] / cut[1] - thousands[row], left=thousands[row], height=0.7,
-              fill=False, edgecolor=COLOURS["wrong"], linestyle="--", linewidth=1.3)  # fmt: skip
-    left.text(thousands[row] / cut[1] + 3, row, "missing", va="center", fontsize=9,
-              color=COLOURS["wrong"])  # fmt: skip
-    left.set_yticks(rows, list(lengths), fontsize=9)
-    left.set(xlabel="characters (thousands)")
-    names = [name for name, _ in speakers]
-    right.barh(range(len(names)), [count for _, count in speakers], color=COLOURS["other"],
-               height=0.7)  # fmt: skip
-    right.set_yticks(range(len(names)), names, fontsize=8.5)
-    right.set(xlabel="speeches")
+    ax.barh(row, thousands[row] / cut[1] - thousands[row], left=thousands[row], height=0.7,
+            fill=False, edgecolor=COLOURS["wrong"], linestyle="--", linewidth=1.3)  # fmt: skip
+    ax.text(thousands[row] / cut[1] + 3, row, "missing", va="center", fontsize=9.5,
+            color=COLOURS["wrong"])  # fmt: skip
+    ax.set_yticks(rows, list(lengths), fontsize=9.5)
+    ax.set(xlabel="characters (thousands)")
+    ax.set_title("Not the complete works: eight plays and the start of a ninth")
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return describe(
+        figure,
+        "Bars of the length of each play in the file: " + ", ".join(lengths) + ". Of the last one, "
+        f"{cut[0]}, {cut[1]:.0%} is there and the rest is drawn as missing.",
+    )
+
+
+def scale(
+    own: Mapping[str, float], held_out: Mapping[str, float], bits: float, guess: float
+) -> Figure:
+    """Draw losses on one scale: nats per token, perplexity, bits per byte.
+
+    Args:
+        own: label to nats per token on the text that was counted or trained on.
+        held_out: label to nats per token on other text.
+        bits: bits per byte for each nat per token.
+        guess: nats per token of guessing.
+    """
+    figure, ax = new_figure(figsize=(7.4, 5.0))
+    ax.axhline(guess, color=COLOURS["other"], linestyle=":", linewidth=1.4)
+    ax.text(0.5, guess - 0.12, "guessing: all tokens equally likely", ha="center", va="top",
+            fontsize=9.5)  # fmt: skip
+    for x, marks, colour in ((0.16, own, "wrong"), (0.72, held_out, "right")):
+        below = np.inf
+        for label, value in sorted(marks.items(), key=lambda item: -item[1]):
+            mark = "s" if "table" in label else "D"
+            ax.plot(x - 0.04, value, mark, color=COLOURS[colour], markersize=8)
+            below = min(value, below - 0.42)  # labels of close marks make room for each other
+            ax.text(x, below, f"{label}: {value:.1f}", va="center", fontsize=9.5)
+    for x, words, colour in ((0.16, "on the text itself", "wrong"),
+                             (0.72, "on text held out", "right")):  # fmt: skip
+        ax.text(x - 0.06, 8.4, words, fontsize=11, color=COLOURS[colour], weight="bold")
+    ax.axvline(0.6, color=COLOURS["other"], linewidth=0.8, ymax=0.8)
+    ax.set(xlim=(0.05, 1.12), ylim=(0, 11.6), ylabel="nats per token")
+    ax.set_xticks([])
+    ax.grid(False, axis="x")
+    choices = [1, 3, 10, 30, 100, 1000, 10_000, 49_152]
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(np.log(choices), [f"{c:,}" for c in choices])
+    right.set_ylabel("perplexity: as if choosing among so many")
+    far = ax.secondary_yaxis(-0.16, functions=(lambda n: n * bits, lambda b: b / bits))
+    far.set_ylabel("bits per byte")
+    ax.set_title("Left: what a table remembers. Right: what it can predict")
+    return describe(
+        figure,
+        "One scale of losses in nats per token, perplexity and bits per byte. On the text itself: "
+        + ", ".join(f"{label} {value:.1f}" for label, value in own.items())
+        + ". On text held out: "
+        + ", ".join(f"{label} {value:.1f}" for label, value in held_out.items())
+        + f". Guessing is {guess:.1f}.",
+    )
+
+
+def splits(dots: Mapping[str, Sequence[float]], gaps: Mapping[str, tuple[float, float]]) -> Figure:
+    """Draw what a table reaches on differently chosen held-out text, and what neighbours are worth.
+
+    Args:
+        dots: way of choosing to the losses of several choices.
+        gaps: distance to neighbours to (mean difference, standard error).
+    """
+    figure, (left, right) = new_figure(1, 2, figsize=(7.4, 3.5), width_ratios=[1.2, 1])
+    for x, (values, colour) in enumerate(zip(dots.values(), ("right", "wrong"), strict=True)):
+        offsets = 0.09 * (np.arange(len(values)) % 3 - 1)
+        left.plot(x + offsets, values, "o", color=COLOURS[colour], alpha=0.75, markersize=6)
+        left.plot([x - 0.25, x + 0.25], [np.mean(values)] * 2, color=COLOURS[colour], linewidth=2.5)
+        left.text(x + 0.29, np.mean(values), f"{np.mean(values):.2f}", va="center", fontsize=10)
+    left.set_xticks(range(len(dots)), list(dots))
+    left.set(xlim=(-0.5, len(dots) - 0.3), ylabel="nats per token")
+    left.set_title("The same table, ten choices each")
+    means, errors = (np.array(column) for column in zip(*gaps.values(), strict=True))
+    right.errorbar(range(len(gaps)), means, 2 * errors, fmt="o", color=COLOURS["residual"],
+                   capsize=4, markersize=7)  # fmt: skip
+    right.axhline(0, color=COLOURS["other"], linewidth=1)
+    right.set_xticks(range(len(gaps)), list(gaps))
+    right.set(xlim=(-0.5, len(gaps) - 0.5), ylabel="nats per token",
+              xlabel="neighbours left out on each side")  # fmt: skip
+    right.set_title("What neighbours give away")
     for ax in (left, right):
-        ax.invert_yaxis()
-        ax.grid(False, axis="y")
-        ax.tick_params(axis="y", length=0)
-    return figure
+        ax.grid(False, axis="x")
+    return describe(
+        figure,
+        "Left: ten losses each for two ways to hold out a tenth of the text, without overlap. "
+        + ", ".join(f"{way}: mean {np.mean(values):.2f}" for way, values in dots.items())
+        + ". Right: how much the loss rises "
+        "when the neighbours of the held-out sequences are not counted, against a control, with "
+        "bars of two standard errors.",
+    )
 
 
-def cuts(rows: Mapping[str, Sequence[str]]) -> Figure:
+def cuts(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
     """Draw one line of text cut into tokens in several ways, each token a box.
 
     Args:
         rows: label to the tokens; joined, they are the same text in every row.
+        title: of the picture.
     """
-    figure, ax = new_figure(figsize=(7.5, 0.62 * len(rows) + 0.2))
+    figure, ax = new_figure(figsize=(7.5, 0.55 * len(rows) + 0.5))
     length = len("".join(next(iter(rows.values()))))
     for row, (label, tokens) in enumerate(rows.items()):
         ax.text(-0.6, -row, label, ha="right", va="center", fontsize=9.5)
         ax.text(length + 0.6, -row, str(len(tokens)), va="center", fontsize=10)
         at = 0
         for number, token in enumerate(tokens):
-            shade = 0.55 if number % 2 else 0.25
+            shade = 0.6 if number % 2 else 0.2
             ax.add_patch(
                 Rectangle((at + 0.06, -row - 0.36), len(token) - 0.12, 0.72, linewidth=0,
                           facecolor=COLOURS["embedding"], alpha=shade)
@@ -72,73 +150,9 @@ def cuts(rows: Mapping[str, Sequence[str]]) -> Figure:
     ax.text(length + 0.6, 0.62, "tokens", fontsize=9, va="center", ha="left")
     ax.set(xlim=(-9.5, length + 5), ylim=(-len(rows) + 0.5, 0.85))
     ax.axis("off")
-    return figure
-
-
-def compression_and_zipf(
-    merges: Sequence[int],
-    compression: Mapping[str, Sequence[float]],
-    frequencies: Sequence[int],
-    vocabulary: int,
-) -> Figure:
-    """Draw characters a token against the number of merges, and how often each token occurs.
-
-    Args:
-        merges: numbers of merges, the first of them 0.
-        compression: label to characters a token with that many merges; shorter where they end.
-        frequencies: how often each token occurs, most frequent first.
-        vocabulary: entries that there are.
-    """
-    figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.5))
-    looks = (("embedding", "-", "o"), ("other", "--", "s"), ("residual", "-.", "^"))
-    for (label, values), (colour, style, mark) in zip(compression.items(), looks, strict=True):
-        left.plot(merges[: len(values)], values, style, marker=mark, markersize=5,
-                  color=COLOURS[colour], label=label)  # fmt: skip
-    left.set_xscale("symlog", linthresh=30, linscale=0.5)
-    ticks = [0, 100, 1000, 10_000]
-    left.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    left.minorticks_off()
-    left.set(xlabel="merges", ylabel="characters a token", ylim=(0.8, 3.6))
-    left.legend(fontsize=9, loc="lower right")
-    ranks = np.arange(1, len(frequencies) + 1)
-    right.plot(ranks, frequencies, color=COLOURS["embedding"])
-    line = frequencies[9] * 10 / ranks
-    right.plot(ranks, line, "--", color=COLOURS["residual"], linewidth=1.2)
-    right.text(60, line[59] * 1.7, "slope −1", fontsize=9, color=COLOURS["residual"])
-    right.axvspan(len(frequencies), vocabulary, color=COLOURS["other"], alpha=0.3, linewidth=0)
-    right.text(math.sqrt(len(frequencies) * vocabulary), 60_000, "never", fontsize=9,
-               ha="center", va="center")  # fmt: skip
-    right.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="occurrences",
-              xlim=(0.8, vocabulary), ylim=(0.7, 120_000))  # fmt: skip
-    right.minorticks_off()
-    return figure
-
-
-def floors(
-    in_sample: Sequence[float],
-    held_out: Sequence[float],
-    levels: Mapping[str, float],
-) -> Figure:
-    """Draw what counting can reach, against the number of tokens looked back at.
-
-    Args:
-        in_sample: nats a token with 0, 1, … tokens of context, on the text that was counted.
-        held_out: the same on other text.
-        levels: label to loss in nats a token, drawn as horizontal lines.
-    """
-    figure, ax = new_figure(figsize=(7.2, 3.9))
-    x = np.arange(len(in_sample))
-    ax.plot(x, held_out, "o-", color=COLOURS["right"], label="tables of the rest, on held-out text")
-    ax.plot(x, in_sample, "s--", color=COLOURS["wrong"], label="tables of the text, on itself")
-    for label, value in levels.items():
-        ax.axhline(value, color=COLOURS["residual"], linewidth=1.1, linestyle=":")
-        ax.text(len(x) - 0.95, value + 0.1, label, ha="right", va="bottom", fontsize=9,
-                color=COLOURS["residual"])  # fmt: skip
-    ax.set(xlabel="tokens looked back at", ylabel="nats a token", ylim=(0, 12),
-           xlim=(-0.2, len(x) - 0.9))  # fmt: skip
-    ax.set_xticks(x)
-    ax.legend(fontsize=9, loc="upper right", bbox_to_anchor=(1.0, 0.88))
-    return figure
+    ax.set_title(title)
+    said = "; ".join(f"{label}: {len(tokens)} tokens" for label, tokens in rows.items())
+    return describe(figure, f"{title}. One line of text in boxes, a box for each token. {said}.")
 
 
 def _cell(ax: Axes, x: float, y: float, width: float, look: tuple[str, float], label: str) -> None:
@@ -186,25 +200,10 @@ def batches(tokens: Sequence[str], B: int, T: int) -> Figure:
                           f"{place}\n{shown}")  # fmt: skip
     ax.set(xlim=(-0.1, 2 * T + 1.1), ylim=(-0.95 - 2 * (B + 1.15) + 0.7, 1.6))
     ax.axis("off")
-    return figure
-
-
-def overlap(lengths: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw the share of the held-out text's n-grams that the training text has too.
-
-    Args:
-        lengths: n, the tokens in an n-gram.
-        shares: label to share at each n.
-    """
-    figure, ax = new_figure(figsize=(7.0, 3.3))
-    looks = (("right", "-", "o"), ("wrong", "--", "s"))
-    for (label, values), (colour, style, mark) in zip(shares.items(), looks, strict=True):
-        drawn = np.where(np.asarray(values) > 0, values, np.nan)
-        ax.plot(lengths, drawn, style, marker=mark, color=COLOURS[colour], label=label)
-    ax.set(yscale="log", xlabel="n, tokens in a row", ylabel="share also in the training text")
-    ax.set_xticks(lengths)
-    ticks = [1, 0.1, 0.01, 0.001]
-    ax.set_yticks(ticks, [f"{tick:.1%}" if tick < 0.01 else f"{tick:.0%}" for tick in ticks])
-    ax.minorticks_off()
-    ax.legend(fontsize=9)
-    return figure
+    ax.set_title("The targets are the text, moved by one")
+    return describe(
+        figure,
+        f"A strip of {len(tokens)} tokens, and the first two batches of {B} rows of {T} cut from "
+        "it. Each row of y is the row of x moved by one token; its last token is the first of the "
+        "next row, and the last of batch 0 is the first of batch 1.",
+    )
