@@ -23,7 +23,7 @@ STRANGE = SmolLM2Config(
     intermediate_size=72,
     head_dim=8,
     rope_theta=123_456.0,
-    norm_eps=3e-4,
+    norm_eps=3.25e-4,
     tie_embeddings=False,
     dropout=0.25,
     init_std=0.037,
@@ -245,7 +245,7 @@ GGUF = {
     "llama.embedding_length": 60,
     "llama.feed_forward_length": 72,
     "llama.rope.freq_base": 123_456.0,
-    "llama.attention.layer_norm_rms_epsilon": 0.0003000000142492354,  # 3e-4 in float32
+    "llama.attention.layer_norm_rms_epsilon": 0.00032500000088475645,  # 3.25e-4 in float32
 }
 
 

@@ -654,12 +654,12 @@ FIELDS = {
     "llama.attention.value_length": 32,
     "llama.rope.dimension_count": 32,
     "llama.rope.freq_base": 123_456.0,
-    "llama.attention.layer_norm_rms_epsilon": np.float32(3e-4),
+    "llama.attention.layer_norm_rms_epsilon": np.float32(3.25e-4),
     "llama.vocab_size": 224,
 }
 UNUSUAL = SmolLM2Config(
     block_size=192, vocab_size=224, n_layer=2, n_head=6, n_kv_head=3, n_embd=96, head_dim=32,
-    intermediate_size=160, rope_theta=123_456.0, norm_eps=3e-4, tie_embeddings=False,
+    intermediate_size=160, rope_theta=123_456.0, norm_eps=3.25e-4, tie_embeddings=False,
 )  # fmt: skip
 
 
