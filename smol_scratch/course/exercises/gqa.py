@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from smol_scratch.cache import KVCache
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
-from smol_scratch.model import (
-    GroupedQueryAttention,
-    RotaryPositionalEmbedding,
-    causal_mask,
-    explicit_attention,
-)
+from smol_scratch.model import causal_mask
 
 
 @exercise
-def check_silent_heads(answer: Collection[int]) -> str:
-    """Expect the query heads whose output is zero when value head 1 of 3 holds zeros."""
-    generator = torch.Generator().manual_seed(31)
-    q = torch.randn(1, 9, 5, 8, generator=generator)
-    k, v = (torch.randn(1, 3, 5, 8, generator=generator) for _ in "kv")
-    v[:, 1] = 0
-    y = explicit_attention(q, k, v)  # (1, 9, 5, 8)
-    silent = {h for h in range(9) if (y[0, h] == 0).all()}
-    if not isinstance(answer, list | tuple | set | range):
-        raise Hint("answer with a list of the numbers of query heads, for instance [0, 8]")
-    given = {int(head) for head in answer}
-    if given == set(range(1, 9, 3)):
-        raise Hint(
-            "that is every third head, as if the key-value heads were dealt out in turn; look at "
-            "the picture of the groups again"
-        )
-    if len(given) != len(silent):
-        raise Hint(
-            f"nine query heads share three value heads, so it cannot be {len(given)} of them"
-        )
-    if given != silent:
-        raise Hint("the right number of heads, but the heads are counted from 0; which is group 1?")
-    return "neighbouring query heads share a key-value head, and fall silent together"
+def check_cache_bytes(answer: float) -> str:
+    """Expect the bytes that Llama 3 8B's cache takes per token."""
+    config = SmolLM2Config(n_layer=32, n_head=32, n_kv_head=8, head_dim=128, n_embd=4096)
+    right = KVCache(config, max_length=1, dtype=torch.bfloat16, device="meta").nbytes
+    if answer == right / 2:
+        raise Hint("half of it: a key and a value are stored, or a number takes two bytes")
+    if answer == 4 * right:
+        raise Hint("the query heads are not stored; count the key-value heads")
+    if answer == 2 * right:
+        raise Hint("twice too much: bfloat16 takes two bytes per number")
+    if answer == right / 32:
+        raise Hint("that is one layer; every layer has a cache of its own")
+    if answer != right:
+        raise Hint(f"{answer} is not it: layers · 2 · key-value heads · channels · 2 bytes")
+    return "an eighth of a megabyte per token, and a gigabyte for 8,192 of them"
 
 
 def _passing(rows: Tensor, alive: list[weakref.ref[Tensor]]) -> Iterator[Tensor]:
@@ -89,39 +77,32 @@ def check_streamed(answer: Callable[[Tensor, Iterable[Tensor], Iterable[Tensor]]
     return "the whole softmax, with three things in memory: a maximum, a sum and a vector"
 
 
-def _windowed(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Attend to oneself and the three tokens before."""
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+_WINDOW, _SINKS = 6, 3
+
+
+def mystery_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend to a window of the last tokens and to the first ones: (1, 1, T, D) each."""
     allowed = causal_mask(q.shape[2], k.shape[2])
-    allowed = allowed & ~allowed.tril(-4)
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return torch.softmax(scores.masked_fill(~allowed, float("-inf")), dim=-1) @ v
+    near = allowed & ~allowed.tril(-_WINDOW)
+    near[:, :_SINKS] |= allowed[:, :_SINKS]
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    return torch.softmax(scores.masked_fill(~near, float("-inf")), dim=-1) @ v
 
 
 @exercise
-def check_reach(answer: int) -> str:
-    """Expect how many tokens back three layers with a window of four can reach."""
-    config = SmolLM2Config(
-        block_size=32, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, init_std=0.3
-    )
-    generator = torch.Generator().manual_seed(33)
-    rope = RotaryPositionalEmbedding(8, 32)
-    x = torch.randn(1, 24, 16, generator=generator, requires_grad=True)
-    y = x
-    for _ in range(3):
-        layer = GroupedQueryAttention(config, rope)
-        layer.attend = _windowed
-        for weight in layer.parameters():
-            weight.data = torch.randn(weight.shape, generator=generator) / 4
-        y = y + layer(y)
-    y[0, -1].sum().backward()
-    assert x.grad is not None
-    reach = 23 - int(torch.nonzero(x.grad[0].abs().sum(-1))[0])
-    if answer == 3:
-        raise Hint("that is the reach of one layer; what the token before has gathered counts too")
-    if answer in (4, 12, reach + 1):
-        raise Hint("the window of four holds the token itself: how far back is its far end?")
-    if answer != reach:
-        raise Hint(f"{answer} is not what a gradient shows; how far does each layer add?")
-    return "what one layer gathers, the next passes on: reach adds up over the layers"
+def check_mystery(answer: Mapping[str, int]) -> str:
+    """Expect the window and the number of sinks of ``mystery_attention``."""
+    if not isinstance(answer, Mapping) or set(answer) != {"window", "sinks"}:
+        raise Hint('a dictionary with "window" and "sinks" is wanted')
+    window, sinks = int(answer["window"]), int(answer["sinks"])
+    if sinks == 0:
+        raise Hint("ask a late query whether it still sees the very first token")
+    if window == _WINDOW + _SINKS:
+        raise Hint("the sinks do not belong to the window: it moves, they stay")
+    if window == _WINDOW - 1:
+        raise Hint("the window holds the token itself")
+    if sinks != _SINKS:
+        raise Hint(f"not {sinks} sinks; take a text long enough that window and sinks part")
+    if window != _WINDOW:
+        raise Hint(f"not a window of {window}; count what the last of many tokens sees")
+    return "how a conversation goes on for ever with a cache that does not grow"

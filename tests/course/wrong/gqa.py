@@ -29,13 +29,12 @@ def streamed(q, keys, values, scale=None, corrected=True):
 
 
 WRONG = {
-    "check_silent_heads": [
-        ([1, 4, 7], "every third head"),
-        ([1], "cannot be 1 of them"),
-        ([0, 1, 2], "which is group 1?"),
-        ([4, 5, 6], "which is group 1?"),
-        (list(range(3, 9)), "cannot be 6 of them"),
-        ("3, 4, 5", "a list of the numbers of query heads"),
+    "check_cache_bytes": [
+        (65_536, "half of it"),
+        (524_288, "the query heads are not stored"),
+        (262_144, "bfloat16 takes two bytes"),
+        (4096, "that is one layer"),
+        (23_040, "layers · 2 · key-value heads"),
     ],
     "check_streamed": [
         (all_at_once, "keeps the keys or values"),
@@ -44,10 +43,11 @@ WRONG = {
         (lambda *given: streamed(*given, corrected=False), "multiply it by exp(old - new)"),
         (lambda q, keys, values: torch.stack(list(values)[:3]).mean(0), ""),
     ],
-    "check_reach": [
-        (3, "the reach of one layer"),
-        (4, "the window of four holds the token itself"),
-        (12, "the window of four holds the token itself"),
-        (64, "not what a gradient shows"),
+    "check_mystery": [
+        ({"window": 6, "sinks": 0}, "whether it still sees the very first token"),
+        ({"window": 9, "sinks": 3}, "the sinks do not belong to the window"),
+        ({"window": 5, "sinks": 3}, "the window holds the token itself"),
+        ({"window": 6, "sinks": 1}, "not 1 sinks"),
+        ({"window": 7, "sinks": 3}, "not a window of 7"),
     ],
 }
