@@ -63,7 +63,7 @@ def check_backward(answer: Callable[[Tensor, Tensor, Tensor, float], Tensor]) ->
     return "the same gradient as autograd's, from one line of algebra"
 
 
-DISEASES = (
+DIAGNOSES = (
     "healthy",
     "mean over time",
     "subtracts the mean",
@@ -73,18 +73,18 @@ DISEASES = (
 
 
 class _Patient(nn.Module):
-    def __init__(self, disease: int) -> None:
+    def __init__(self, diagnosis: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(11)
         self.weight = nn.Parameter(torch.randn(16, generator=generator), requires_grad=False)
-        self._disease = disease
+        self._diagnosis = diagnosis
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight + 1 if self._disease == 4 else self.weight
-        if self._disease == 2:
+        weight = self.weight + 1 if self._diagnosis == 4 else self.weight
+        if self._diagnosis == 2:
             x = x - x.mean(-1, keepdim=True)
-        mean_square = x.pow(2).mean(-2 if self._disease == 1 else -1, keepdim=True)
-        if self._disease == 3:
+        mean_square = x.pow(2).mean(-2 if self._diagnosis == 1 else -1, keepdim=True)
+        if self._diagnosis == 3:
             return weight * x / (mean_square.sqrt() + 1e-5)
         return weight * x / (mean_square + 1e-5).sqrt()
 
@@ -101,18 +101,20 @@ _TESTS = {
 
 def patients() -> dict[str, nn.Module]:
     """Return five norms for vectors (B, T, 16), named by letters: four have a bug, one has none."""
-    return {letter: _Patient(disease) for letter, disease in _CHARTS.items()}
+    return {letter: _Patient(diagnosis) for letter, diagnosis in _CHARTS.items()}
 
 
 @exercise
 def check_diagnoses(answer: Mapping[str, str]) -> str:
-    """Expect a dictionary: each letter of ``patients()`` to one of ``DISEASES``."""
+    """Expect a dictionary: each letter of ``patients()`` to one of ``DIAGNOSES``."""
     if not isinstance(answer, Mapping) or set(answer) != set(_CHARTS):
         raise Hint(f"a dictionary with the keys {', '.join(_CHARTS)} is wanted")
     for letter, said in answer.items():
-        if said not in DISEASES:
-            raise Hint(f"{letter}: {said!r} is not one of {', '.join(DISEASES)}")
-    wrong = [letter for letter, disease in _CHARTS.items() if answer[letter] != DISEASES[disease]]
+        if said not in DIAGNOSES:
+            raise Hint(f"{letter}: {said!r} is not one of {', '.join(DIAGNOSES)}")
+    wrong = [
+        letter for letter, diagnosis in _CHARTS.items() if answer[letter] != DIAGNOSES[diagnosis]
+    ]
     if wrong:
         said = answer[wrong[0]]
         raise Hint(f"{len(wrong)} of 5 are wrong. Is {wrong[0]} really {said!r}? {_TESTS[said]}")

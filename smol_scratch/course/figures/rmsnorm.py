@@ -22,30 +22,33 @@ def pencil(x: Sequence[float], weight: Sequence[float]) -> Figure:
     v, w = np.asarray(x, dtype=float), np.asarray(weight, dtype=float)
     mean_square = float((v**2).mean())
     rms = mean_square**0.5
-    figure, ax = canvas(11.2, 5.2)
-    left = 2.6
+    figure, ax = canvas(10.4, 5.2)
+    left = 2.2
     rows = (
-        (4.5, v, "x", "other"),
-        (3.1, v**2, "x²", "other"),
-        (1.6, v / rms, "x / RMS", "norm"),
-        (0.1, w * v / rms, "w · x / RMS", "norm"),
+        (4.5, [f"{value:g}" for value in v], "x", "other"),
+        (3.1, [f"{value:g}" for value in v**2], "x²", "other"),
+        (1.6, [f"{value:.2f}" for value in v / rms], "x / RMS", "norm"),
+        (0.1, [f"{value:.2f}" for value in w * v / rms], "w · x / RMS", "norm"),
     )
-    for bottom, values, label, colour in rows:
-        cells(ax, left, bottom, [float(value) for value in values], colour, label=label)
-    middle = left + len(v) / 2
+    for bottom, words, label, colour in rows:
+        cells(ax, left, bottom, words, colour, label=label)
+    middle, right = left + len(v) / 2, left + len(v)
     arrow(ax, (middle, 4.5), (middle, 3.7), "square each number")
-    right = left + len(v)
-    arrow(ax, (right, 3.4), (right + 1, 3.4))
-    ax.text(right + 1.1, 3.4, f"mean {mean_square:.2f}\nroot {rms:.2f} = RMS", va="center",
+    arrow(ax, (right, 3.4), (right + 0.9, 3.4))
+    ax.text(right + 1.0, 3.4, f"mean {mean_square:g}\nroot {rms:.2f} = RMS", va="center",
             fontsize=11, color=COLOURS["norm"], weight="bold")  # fmt: skip
-    arrow(ax, (right + 1.8, 2.95), (right, 1.95), colour="norm")
-    ax.text(right + 1.1, 2.25, "divide x by it", fontsize=10, ha="left", va="center")
+    arrow(ax, (right + 1.9, 2.95), (right + 1.9, 2.12), colour="norm")
+    ax.text(right + 1.9, 1.9, "divide x by RMS", ha="center", va="center", fontsize=10)
+    arrow(ax, (right + 0.6, 1.9), (right + 0.02, 1.9), colour="norm")
+    ax.plot([right, right + 3.9, right + 3.9, right + 3.2], [4.8, 4.8, 1.9, 1.9],
+            color=COLOURS["other"], linewidth=1.5)  # fmt: skip
     arrow(ax, (middle, 1.6), (middle, 0.7), "times the learned weight, w = "
           + ", ".join(f"{value:g}" for value in w))  # fmt: skip
     return describe(
         figure,
         "RMSNorm on paper. A row of numbers is squared, the mean of the squares and its root are "
-        "taken, the row is divided by that root, and each number is multiplied by its own weight.",
+        "taken, the row itself is divided by that root, and each number is multiplied by its own "
+        "weight.",
     )
 
 
@@ -56,7 +59,7 @@ def clouds(panels: Mapping[str, np.ndarray], followed: int) -> Figure:
         panels: title to points, (N, 2).
         followed: number of the point that is drawn as an arrow in each panel.
     """
-    figure, axes = new_figure(1, len(panels), figsize=(8.4, 2.6), sharex=True, sharey=True)
+    figure, axes = new_figure(1, len(panels), figsize=(8.4, 2.8), sharex=True, sharey=True)
     for ax, (title, points) in zip(axes, panels.items(), strict=True):
         ax.axhline(0, color=COLOURS["other"], linewidth=0.8)
         ax.axvline(0, color=COLOURS["other"], linewidth=0.8)
@@ -67,8 +70,9 @@ def clouds(panels: Mapping[str, np.ndarray], followed: int) -> Figure:
         })  # fmt: skip
         ax.set(title=title, aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2),
                xticks=(-2, 0, 2), yticks=(-2, 0, 2))  # fmt: skip
-        ax.title.set_fontsize(10)
-    axes[0].set(xlabel="first number", ylabel="second number")
+        ax.title.set_fontsize(11)
+        ax.set_xlabel("first number")
+    axes[0].set_ylabel("second number")
     return describe(
         figure,
         "Four panels of the same points on a plane. The input is a cloud. LayerNorm leaves two "
@@ -77,39 +81,52 @@ def clouds(panels: Mapping[str, np.ndarray], followed: int) -> Figure:
     )
 
 
-def stream_sizes(curves: Mapping[str, Sequence[float]], highest: float) -> Figure:
+def stream_sizes(
+    curves: Mapping[str, Sequence[float]],
+    highest: float,
+    title: str = "Without norms the stream overflows",
+) -> Figure:
     """Draw the size of the residual stream after each block, with norms and without.
 
     Args:
         curves: label to root mean square after 0, 1, … blocks; not finite where it overflowed.
         highest: the largest number that a float32 holds.
+        title: what the figure shows.
     """
     figure, ax = new_figure(figsize=(7.2, 3.6))
     looks = (("right", "-"), ("wrong", "--"), ("residual", "-."))
+    height = 1e4  # of the labels of the curves that stay finite
     for (label, values), (colour, style) in zip(curves.items(), looks, strict=False):
         sizes = np.array(values, dtype=float)
         sizes[~np.isfinite(sizes)] = np.nan
-        ax.plot(sizes, style, color=COLOURS[colour])
+        ax.plot(sizes, style, color=COLOURS[colour], linewidth=2)
         end = int(np.flatnonzero(np.isfinite(sizes))[-1])
         if end < len(sizes) - 1:
-            ax.plot([end, end + 1], [sizes[end], highest], ":", color=COLOURS[colour])
             ax.plot(end + 1, highest, "X", color=COLOURS[colour], markersize=9)
-            ax.text(end + 0.8, 1e21, label, fontsize=10, color=COLOURS[colour], va="center")
+            ax.text(end + 0.6, 1e33, label, fontsize=10, color=COLOURS[colour], va="top")
         else:
-            ax.text(end, 1e4, label, fontsize=10, color=COLOURS[colour], ha="right", va="bottom")
+            ax.text(end, height, label, fontsize=10, color=COLOURS[colour], ha="right", va="bottom")
+            height *= 1e4
     ax.axhline(highest, color=COLOURS["residual"], linewidth=1.2, linestyle=":")
-    ax.text(len(sizes) - 1, highest * 3, "no float32 beyond this line", ha="right", va="bottom",
-            fontsize=9.5)  # fmt: skip
-    ax.set(yscale="log", xlabel="blocks passed", ylabel="RMS of a typical token",
-           title="Without norms the stream overflows",
+    ax.text(len(sizes) - 1, highest * 3, "no float32 beyond this line (×: overflow)",
+            ha="right", va="bottom", fontsize=9.5)  # fmt: skip
+    ax.set(yscale="log", xlabel="blocks passed", ylabel="RMS of a token (median)",
+           title=title,
            xlim=(-0.5, len(sizes) - 0.5), ylim=(1e-3, 1e44),
            yticks=[10.0**e for e in range(0, 41, 10)])  # fmt: skip
     return describe(
         figure,
-        "Size of the residual stream against blocks passed, on a logarithmic axis. With its norms "
-        "the real model stays below a hundred for all thirty blocks. Without them it overflows a "
-        "float32 within the first ten blocks, and a model with fresh weights within the first "
-        "twenty.",
+        "Size of the residual stream against blocks passed, on a logarithmic axis: "
+        + "; ".join(
+            f"{' '.join(label.split())}, "
+            + (
+                f"an overflow in block {int(np.isfinite(values).sum())}"
+                if not np.isfinite(values).all()
+                else "finite through all blocks"
+            )
+            for label, values in curves.items()
+        )
+        + ".",
     )
 
 
@@ -133,11 +150,13 @@ def axes_of_norms() -> Figure:
                             facecolor=COLOURS[colour] if on else "white", zorder=2 - b,
                         )
                     )  # fmt: skip
-        ax.set(xlim=(-1.6, C + 2), ylim=(-T + 0.1, 2.6), aspect="equal", title=title)
+        ax.set(xlim=(-1.6, C + 2), ylim=(-T - 0.5, 2.6), aspect="equal", title=title)
         ax.title.set_fontsize(10.5)
         ax.axis("off")
+    axes[1].text(C / 2 + 0.7, -T + 0.85, "front: sequence 1, back: sequence 2,\neach with its "
+                 "own mean", ha="center", va="top", fontsize=9)  # fmt: skip
     axes[0].text(C / 2, -T + 0.85, "channels →", ha="center", va="top", fontsize=9.5)
-    axes[0].text(-0.25, 1 - T / 2, "tokens →", rotation=-90, ha="right", va="center", fontsize=9.5)
+    axes[0].text(-0.25, 1 - T / 2, "← tokens", rotation=90, ha="right", va="center", fontsize=9.5)
     return describe(
         figure,
         "Three copies of a batch of two sequences, drawn as sheets with a row for each token and a "
@@ -162,7 +181,7 @@ def leak(
         ax.plot(values, style, color=COLOURS[colour], label=label)
     ax.axhspan(0, floor, color=COLOURS["other"], alpha=0.15, linewidth=0)
     ax.text(0, 0.08, "impossible without\nreading the future", fontsize=9.5, va="bottom")
-    ax.set(xlabel="training step", ylabel="loss (nats per token)", title="in training")
+    ax.set(xlabel="training step", ylabel="loss (nats per token)", title="In training")
     ax.legend(fontsize=9.5, loc="lower left", bbox_to_anchor=(0, 0.2))
     places = np.arange(1, len(by_position) + 1)
     colours = [COLOURS["wrong" if loss < floor else "other"] for loss in by_position]
@@ -170,11 +189,11 @@ def leak(
     bars.text(places[-1] + 0.4, by_position[-1] + 0.05, "no future to read", ha="right",
               va="bottom", fontsize=9.5)  # fmt: skip
     bars.set(xlabel="position in the sequence", xticks=places, ylim=(0, max(by_position) + 0.5),
-             title="norm over time, after training")  # fmt: skip
+             title="Norm over time, after training")  # fmt: skip
     bars.grid(axis="x", visible=False)
     for panel in (ax, bars):
         panel.axhline(floor, color=COLOURS["residual"], linewidth=1.2, linestyle=":")
-    bars.text(0.5, floor + 0.05, "best possible, ln 16", fontsize=9.5, va="bottom")
+    bars.text(0.5, floor + 0.05, "best without the future, ln 16", fontsize=9.5, va="bottom")
     return describe(
         figure,
         "Left: training losses on random tokens. The model whose norm runs over channels falls to "
@@ -199,13 +218,12 @@ def norm_weights(rows: Mapping[str, np.ndarray]) -> Figure:
         ax.plot(x, middle, color=COLOURS["residual"], linewidth=1.5)
         ax.axhline(1, color=COLOURS["wrong"], linewidth=1.2, linestyle="--")
         ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
-        ax.set(xlabel="layer", title=title)
+        ax.set(xlabel="layer", title=title[0].upper() + title[1:])
     axes[0].set(ylabel="weight of the norm", ylim=(-0.45, 1.6))
-    last = len(x) - 1
-    axes[0].text(last, 1.03, "start of training", ha="right", va="bottom", fontsize=9.5,
+    axes[0].text(0, 1.03, "start of training", ha="left", va="bottom", fontsize=9.5,
                  color=COLOURS["wrong"])  # fmt: skip
-    axes[1].text(last, 1.33, "pale: all channels\ndark: the middle half\nline: the median",
-                 ha="right", va="center", fontsize=9)  # fmt: skip
+    axes[1].text(0, 1.5, "pale: all channels\ndark: the middle half\nline: the median",
+                 ha="left", va="top", fontsize=9)  # fmt: skip
     return describe(
         figure,
         "Learned weights of the norms against the layer, before attention and before the MLP. The "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smol_scratch.config import SmolLM2Config
-from smol_scratch.model import SmolLM2
+from smol_scratch.model import RMSNorm, SmolLM2
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
 Norm = Callable[[Tensor, Tensor], Tensor]  # of a vector (..., C) and the learned weight (C,)
@@ -108,7 +108,7 @@ def operate(
     tokenizer: SmolLM2Tokenizer,
     tokens: Tensor,
     prompt: str,
-    operations: Mapping[str, tuple[Norm, bool]],
+    operations: Mapping[str, tuple[Norm, str]],
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Exchange a model's norms in several ways, and print what each does to its loss.
 
@@ -117,17 +117,17 @@ def operate(
         tokenizer: the model's.
         tokens: passages, (N, T + 1).
         prompt: what it continues.
-        operations: name to what stands in place of a norm, and whether in the blocks too (the
-            last one is always exchanged). The first is what the others are compared with.
+        operations: name to what stands in place of a norm, and in which: "all", those in the
+            "blocks", or the "last". The first is what the others are compared with.
 
     Returns:
         For each name the losses of the passages, (N,), and the continuation.
     """
     losses: dict[str, Tensor] = {}
     words = {}
-    print(f"{'':<22}{'loss':>14}{'more than whole':>20}")
-    for name, (norm, blocks) in operations.items():
-        with other_norms(model, norm, blocks=blocks):
+    print(f"{'':<22}{'loss':>14}{'more than intact':>20}")
+    for name, (norm, where) in operations.items():
+        with other_norms(model, norm, blocks=where != "last", last=where != "blocks"):
             losses[name] = passage_losses(model, tokens)
             words[name] = speak(model, tokenizer, prompt)
         more = losses[name] - next(iter(losses.values()))
@@ -138,6 +138,8 @@ def operate(
 
 def mean_and_error(values: Tensor, digits: int = 1) -> str:
     """Write a mean over passages with its standard error; one digit where it is large."""
+    if not torch.isfinite(values).all():
+        return "nan"
     digits = 1 if values.mean() > 2 else digits
     return f"{values.mean():.{digits}f} ± {values.std() / len(values) ** 0.5:.{digits}f}"
 
@@ -153,6 +155,37 @@ def streams(model: SmolLM2, tokens: Tensor, after: Sequence[int]) -> dict[int, T
     return found
 
 
+@torch.no_grad()
+def turns(model: SmolLM2, tokens: Tensor, middle: float = 1.0) -> Tensor:
+    """Return by how much the weight of each norm turns its vector: median over tokens, in degrees.
+
+    Args:
+        model: any.
+        tokens: (B, T).
+        middle: share of each norm's weights that stay as they are; what is smaller or larger than
+            those in the middle is limited to their range.
+
+    Returns:
+        One angle for each norm in the order in which they run, the last norm's at the end.
+    """
+    found: list[Tensor] = []
+    ends = torch.tensor([0.5 - middle / 2, 0.5 + middle / 2])
+
+    def look(norm: RMSNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x, weight = inputs[0], norm.weight.clamp(*torch.quantile(norm.weight, ends))
+        cosine = F.cosine_similarity(x, weight * x, dim=-1)  # (B, T)
+        found.append(torch.rad2deg(cosine.clamp(-1, 1).acos()).median())
+
+    norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
+    hooks = [norm.register_forward_hook(look) for norm in norms]
+    try:
+        model(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found)
+
+
 def norm_weights(model: SmolLM2) -> dict[str, Tensor]:
     """Return the weights of the norms in the blocks, (layers, C) before each of the two parts."""
     layers = model.model.layers
@@ -162,12 +195,15 @@ def norm_weights(model: SmolLM2) -> dict[str, Tensor]:
     }
 
 
-def train_on_noise(norm: type[nn.Module], steps: int = 300) -> tuple[SmolLM2, list[float]]:
+def train_on_noise(
+    norm: type[nn.Module], steps: int = 300, *, attention: bool = True
+) -> tuple[SmolLM2, list[float]]:
     """Train a tiny model on tokens that nobody can predict: 16 kinds, drawn at random.
 
     Args:
         norm: the class of all its norms, made with a width.
         steps: of AdamW, each on 64 sequences of 8 tokens.
+        attention: whether attention may write to the stream.
 
     Returns:
         The trained model, and its loss at each step.
@@ -180,6 +216,8 @@ def train_on_noise(norm: type[nn.Module], steps: int = 300) -> tuple[SmolLM2, li
     model = SmolLM2(config)
     for block in model.model.layers:
         block.input_layernorm, block.post_attention_layernorm = norm(64), norm(64)
+        if not attention:
+            nn.init.zeros_(block.self_attn.o_proj.weight).requires_grad_(False)
     model.model.norm = norm(64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(8)
