@@ -11,7 +11,8 @@ extensions = [
     "sphinx-mathjax-offline",
 ]
 nb_execution_mode = "off"
-nb_code_prompt_show = "Show code: {type}"
+nb_code_prompt_show = "Show code"
+nb_code_prompt_hide = "Hide code"
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"

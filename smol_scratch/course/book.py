@@ -168,7 +168,8 @@ def trim(book: Path = BOOK) -> None:
     """Take out of a built book what no page loads."""
     mathjax = book / "_static" / "mathjax"
     kept = {file for pattern in MATHJAX for file in mathjax.glob(pattern)}
-    for file in [*mathjax.rglob("*"), *book.rglob("*.map"), book / ".buildinfo"]:
+    leftovers = [*book.rglob("*.map"), *book.rglob("*webpack-macros.html"), book / ".buildinfo"]
+    for file in [*mathjax.rglob("*"), *leftovers]:
         if file.is_file() and file not in kept:
             file.unlink()
     shutil.rmtree(book / ".doctrees", ignore_errors=True)

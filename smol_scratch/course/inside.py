@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smol_scratch.model import SmolLM2
+from smol_scratch.tokenizer import SmolLM2Tokenizer
 
 Change = Callable[[Tensor], Tensor]
 Intervention = AbstractContextManager[None]
@@ -334,3 +335,64 @@ def other_heads(heads: Sequence[tuple[int, int]], n_head: int = 9) -> list[tuple
         taken.add((layer, free))
         others.append((layer, free))
     return others
+
+
+def valueless_first_token(model: SmolLM2, layers: Sequence[int]) -> Intervention:
+    """Set the values of the first token to zero: heads may look at it and read nothing.
+
+    Args:
+        model: from ``load_pretrained``.
+        layers: in which blocks.
+    """
+
+    def zero(values: Tensor) -> Tensor:
+        values = values.clone()  # (B, T, G * D)
+        values[:, 0] = 0
+        return values
+
+    return together(
+        *(changed_output(_blocks(model)[layer].self_attn.v_proj, zero) for layer in layers)
+    )
+
+
+def capital_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
+    """Return "The capital of … is" for each country, (N, 5), and the right next tokens, (N,)."""
+    prompts = [tokenizer.encode(f"The capital of {country} is") for country in CAPITALS]
+    answers = [tokenizer.encode(f" {city}")[0] for city in CAPITALS.values()]
+    return torch.tensor(prompts), torch.tensor(answers)
+
+
+@torch.no_grad()
+def patched_values(
+    model: SmolLM2,
+    prompts: Tensor,
+    answers: Tensor,
+    place: int,
+    layer: int,
+    exchange: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[float, float]:
+    """Exchange values at one position for those of the next prompt.
+
+    Args:
+        model: from ``load_pretrained``.
+        prompts: as for ``patched_streams``.
+        answers: likewise.
+        place: at which position.
+        layer: number of the block.
+        exchange: from the values of these prompts and of the next ones, both (N, G * D), to those
+            that are read.
+
+    Returns:
+        Mean and standard error of how far the answer turns.
+    """
+
+    def change(values: Tensor) -> Tensor:
+        values = values.clone()  # (N, T, G * D)
+        mine = values[:, place].clone()
+        values[:, place] = exchange(mine, mine.roll(-1, dims=0))
+        return values
+
+    whole = _ends(model, prompts, answers)
+    with changed_output(_blocks(model)[layer].self_attn.v_proj, change):
+        changed = _answer_changed(model(prompts)[0][:, -1], answers, whole)
+    return mean_and_error(changed.tolist())

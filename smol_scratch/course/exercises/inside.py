@@ -14,41 +14,39 @@ from smol_scratch.course.exercises import Hint, exercise
 from smol_scratch.hub import load_pretrained
 from smol_scratch.tokenizer import load_tokenizer
 
-_TEXT = "First Citizen:\nBefore we proceed any further, hear me speak."
+_TEXT = "First Citizen:"
+_REPEATED = " the" * 6 + " of France is"
 
 
-@lru_cache(maxsize=1)
-def _streams() -> Tensor:
-    """Return the stream of a text and of the same text behind one more token, after block 11."""
-    model, ids = load_pretrained(quiet=True), load_tokenizer().encode(_TEXT)
+@lru_cache(maxsize=2)
+def _stream(text: str) -> Tensor:
+    """Return the stream of a text after block 11, (T, C)."""
+    model, ids = load_pretrained(quiet=True), load_tokenizer().encode(text)
     with torch.no_grad():
-        return inside.streams(model, torch.tensor([[*ids], [1, *ids[:-1]]]))[12]  # (2, T, C)
+        return inside.streams(model, torch.tensor([ids]), until=12)[12, 0]
 
 
 @exercise
 def check_positions(answer: Any) -> str:
-    """Expect the positions that carry a giant when one more token stands in front."""
+    """Expect the positions that carry a giant in a text that begins with one token six times."""
     if isinstance(answer, int):
         answer = [answer]
-    found = (_streams()[1].abs().amax(-1) > 5_000).nonzero().flatten().tolist()
+    found = (_stream(_REPEATED).abs().amax(-1) > 5_000).nonzero().flatten().tolist()
     given = sorted(int(place) for place in answer)
-    if given == [1]:
-        raise Hint(
-            "the old first token has moved to position 1. Is it the token that the two channels "
-            "know, or the place?"
-        )
+    if given == [0]:
+        raise Hint("that would be so if the place counted. Look at what the second token reads")
     if given == [0, 1]:
-        raise Hint("one of the two can attend to a token before it, and so stays what it is")
+        raise Hint("and why not the third? It averages over values, and which are these?")
     if given != found:
-        raise Hint(f"{given} is not it; think of which tokens can attend only to themselves")
-    return "the place counts, not the token: only there is nothing else to attend to"
+        raise Hint(f"{given} is not it; what is a weighted average of equal values?")
+    return "neither the word nor the place counts, but having read nothing except oneself"
 
 
 @exercise
 def check_group(answer: Callable[[Tensor, Tensor, int], Tensor]) -> str:
     """Expect a function that exchanges the values of one key-value group."""
     generator = torch.Generator().manual_seed(0)
-    mine, theirs = (torch.randn(2, 4, 192, generator=generator) for _ in range(2))
+    mine, theirs = (torch.randn(4, 192, generator=generator) for _ in range(2))
     kept = mine.clone()
     for group in range(3):
         expected = mine.clone()
@@ -60,7 +58,7 @@ def check_group(answer: Callable[[Tensor, Tensor, int], Tensor]) -> str:
             raise Hint(f"the result must have the shape of the values, {tuple(mine.shape)}")
         if torch.equal(found, theirs):
             raise Hint("all three groups were exchanged; only one of them is asked for")
-        changed = (found != mine).any(0).any(0)  # (192,)
+        changed = (found != mine).any(0)  # (192,)
         if int(changed.sum()) != 64:
             raise Hint(
                 f"{int(changed.sum())} channels changed; one group has 64, and they lie together"
@@ -73,7 +71,7 @@ def check_group(answer: Callable[[Tensor, Tensor, int], Tensor]) -> str:
 @exercise
 def check_amplified(answer: float) -> str:
     """Expect how many times larger the other numbers are after the norm, without the giant."""
-    vector = _streams()[0, 0]  # (C,)
+    vector = _stream(_TEXT)[0]  # (C,)
     rest = vector.clone()
     rest[507] = 0
     factor = float(vector.norm() / rest.norm())

@@ -16,23 +16,23 @@ def giant(first: Sequence[float], others: Sequence[float]) -> Figure:
     """Draw the largest number of the residual stream against blocks passed.
 
     Args:
-        first: at the first token, after 0, 1, … blocks.
-        others: at any later token, likewise.
+        first: at a typical first token, after 0, 1, … blocks.
+        others: at a typical later token, likewise.
     """
     figure, ax = new_figure(figsize=(7.2, 3.2))
     x = np.arange(len(first))
     ax.plot(x, first, color=COLOURS["wrong"], marker="o", markersize=4)
     ax.plot(x, others, color=COLOURS["right"], marker="s", markersize=3.5, linestyle="--")
     ax.text(15, 9_000, "the first token", color=COLOURS["wrong"], weight="bold", va="top")
-    ax.text(15, 25, "the largest at any other token", color=COLOURS["right"], weight="bold",
+    ax.text(15, 12, "any later token", color=COLOURS["right"], weight="bold",
             va="top")  # fmt: skip
     ax.set(yscale="log", xlabel="blocks passed", ylabel="largest number (absolute)",
-           title="One token carries a giant", ylim=(0.5, 8e4))  # fmt: skip
+           title="One token carries a giant", ylim=(0.2, 8e4))  # fmt: skip
     return describe(
         figure,
         "Largest number in the residual stream against blocks passed, on a logarithmic axis. At "
         "the first token it jumps above twenty thousand after the twelfth block and stays there "
-        "until the last two. At all other tokens it stays below a thousand for most of the way.",
+        "until the last two. At later tokens it stays a hundred times smaller.",
     )
 
 
@@ -68,11 +68,18 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int) -> Figure:
         switch: number of the block whose MLP writes the giant.
     """
     figure, ax = new_figure(figsize=(7.2, 3.0))
-    looks = (("wrong", "-", "o", 0.88), ("right", "--", "s", 0.33))
+    looks = (("wrong", "-", "o", 0.9), ("right", "--", "s", 0.31))
     for (label, values), (colour, style, mark, height) in zip(curves.items(), looks, strict=True):
         x = np.arange(len(values))
         ax.plot(x, values, style, marker=mark, markersize=3.5, color=COLOURS[colour])
-        ax.text(15.5, height, label, color=COLOURS[colour], weight="bold", va="center")
+        ax.text(
+            15.5,
+            height,
+            label,
+            color=COLOURS[colour],
+            weight="bold",
+            va="bottom" if height < 0.1 else "center",
+        )
     ax.axvline(switch + 0.5, color=COLOURS["residual"], linestyle=":", linewidth=1.2)
     ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
     ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0),
@@ -107,7 +114,7 @@ def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[
     ax.set_xticks(range(len(columns)), columns)
     ax.xaxis.set_ticks_position("top")
     ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6), ylabel="blocks passed",
-           title="What the model would say if it ended there")  # fmt: skip
+           title="What the model would say if it ended there (blue: its final answer)")  # fmt: skip
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
@@ -133,9 +140,9 @@ def patched(curves: Mapping[str, Band]) -> Figure:
         ax.fill_between(x, mean - 2 * error, mean + 2 * error, color=COLOURS[colour], alpha=0.25)
         ax.plot(x, mean, style, marker=mark, markersize=4, color=COLOURS[colour], label=label)
     ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
-    ax.set(xlabel="blocks passed when the vector is exchanged", ylabel="answer changed",
-           yticks=(0, 0.5, 1), yticklabels=("not at all", "half", "wholly"),
-           title="The country moves in one step")  # fmt: skip
+    ax.set(xlabel="blocks passed when the vector is exchanged", ylabel="whose capital?",
+           yticks=(0, 0.5, 1), yticklabels=("own", "half", "other"),
+           title="The country moves in one step, in block 23")  # fmt: skip
     ax.legend(loc="center left", fontsize=10, title="exchanged vector")
     return describe(
         figure,
@@ -143,6 +150,30 @@ def patched(curves: Mapping[str, Band]) -> Figure:
         "the depth of the exchange. At the country's own token the exchange works for the first "
         "two thirds of the blocks and then, within one block, not at all. At the last token it is "
         "the other way round.",
+    )
+
+
+def readable(known: Sequence[float], ranks: Sequence[float]) -> Figure:
+    """Draw when the last token knows the country, and when the head can read the city.
+
+    Args:
+        known: how far an exchange at the last token changes the answer, after 0, 1, … blocks.
+        ranks: of the right city among all tokens, 1 for the first, likewise.
+    """
+    figure, axes = new_figure(2, 1, figsize=(7.2, 3.9), sharex=True)
+    x = np.arange(len(known))
+    axes[0].plot(x, known, marker="s", markersize=4, color=COLOURS["right"])
+    axes[0].set(ylabel="country known", yticks=(0, 1), yticklabels=("no", "yes"),
+                title="Known in a step, readable along a slope")  # fmt: skip
+    axes[1].plot(x, ranks, marker="o", markersize=4, color=COLOURS["embedding"])
+    axes[1].set(yscale="log", ylabel="rank of the city", xlabel="blocks passed", ylim=(1e5, 0.6),
+                yticks=(1, 100, 10_000), yticklabels=("1", "100", "10,000"))  # fmt: skip
+    return describe(
+        figure,
+        "Two curves over the blocks passed. Above, whether the last token knows the country: no "
+        "for 23 blocks, then yes, in one step. Below, the rank of the right city among all tokens "
+        "if the model ended there, on a logarithmic axis: in the ten thousands at first, and from "
+        "that step on better with each block, until it is the first at the very end.",
     )
 
 

@@ -21,11 +21,12 @@ def in_turn(mine, theirs, group):
 
 WRONG = {
     "check_positions": [
-        (1, "moved to position 1"),
-        ([1], "moved to position 1"),
-        ([0, 1], "attend to a token before it"),
-        ([], "attend only to themselves"),
-        ([0, 1, 2], "attend only to themselves"),
+        (0, "if the place counted"),
+        ([0], "if the place counted"),
+        ([0, 1], "why not the third"),
+        ([], "a weighted average of equal values"),
+        ([5], "a weighted average of equal values"),
+        ([0, 1, 2, 3, 4, 5, 6], "a weighted average of equal values"),
     ],
     "check_group": [
         (lambda mine, theirs, group: theirs.clone(), "all three groups"),
