@@ -90,6 +90,30 @@ def slopes(
 
 
 @torch.no_grad()
+def fading(eps: float) -> list[float]:
+    """Follow the stream of the narrow race's stack, without residual and with small weights.
+
+    Args:
+        eps: what each norm adds to the mean square before it takes the root.
+
+    Returns:
+        The RMS of the stream after 1, 2, … 30 blocks.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = SmolLM2Config(
+            vocab_size=65, block_size=32, n_head=2, n_kv_head=1, n_embd=32, head_dim=16,
+            intermediate_size=80, init_std=0.02, norm_eps=eps,
+        )  # fmt: skip
+        inner: Any = SmolLM2(config).model
+    x, sizes = inner.embed_tokens(races.characters()[None, :32]), []  # (B, T, C)
+    for block in inner.layers:
+        x = races.no_residual(block, x)
+        sizes.append(x.pow(2).mean().sqrt().item())
+    return sizes
+
+
+@torch.no_grad()
 def passage_losses(model: SmolLM2, wiring: Wiring, ids: Tensor) -> Tensor:
     """Return the loss on each passage with the blocks wired otherwise: ids (B, T + 1) to (B,)."""
     inner: Any = model.model
