@@ -310,6 +310,8 @@ def test_what_is_missing_is_not_done(capsys):
 
     for answer in (..., None, stub):
         assert said("gqa.check_streamed", answer, capsys).startswith("not done yet")
+    blank = {"temperature": 1.6, "top_p": ..., "first": ...}
+    assert "fill in your answer" in said("generation.check_mystery", blank, capsys)
 
 
 def test_an_error_of_the_readers_is_named(capsys):

@@ -8,7 +8,7 @@ result that it computes itself, and never shows that result before the reader ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import wraps
 from typing import Any
@@ -23,14 +23,16 @@ class Hint(Exception):  # noqa: N818 (not an error: a hint)
 def exercise(check: Callable[[Any], str]) -> Callable[[Any], None]:
     """Make a checker out of a function that raises ``Hint`` or returns what was shown.
 
-    An answer that is None or ``...``, or a function that raises NotImplementedError, counts as
-    not done yet; any other error of the reader's code is named, not raised. A single number may
-    come as a tensor, an array or a fraction. The reader's random numbers stay where they were.
+    An answer that is None or ``...``, or a dictionary with ``...`` in it, or a function that raises
+    NotImplementedError, counts as not done yet; any other error of the reader's code is named, not
+    raised. A single number may come as a tensor, an array or a fraction. The reader's random
+    numbers stay where they were.
     """
 
     @wraps(check)
     def checker(answer: Any) -> None:
-        if answer is None or answer is ...:
+        values = answer.values() if isinstance(answer, Mapping) else (answer,)
+        if answer is None or any(value is ... for value in values):
             print("not done yet: fill in your answer and run the cell again")
             return
         if getattr(answer, "ndim", None) == 0:

@@ -109,8 +109,6 @@ def check_mystery(answer: Mapping[str, Any]) -> str:
     names = ("temperature", "top_p", "first")
     if not isinstance(answer, Mapping) or set(answer) != set(names):
         raise Hint(f"answer with a dictionary of {', '.join(names)}")
-    if any(answer[name] is ... for name in names):
-        raise NotImplementedError
     temperature, top_p = float(answer["temperature"]), float(answer["top_p"])
     if math.isclose(temperature, 1 / 1.6, abs_tol=0.02):
         raise Hint("the temperature's reciprocal: it divides the scores")

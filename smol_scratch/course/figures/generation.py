@@ -217,9 +217,8 @@ def copying_heads(
         x, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
         left.plot(x, mean, line, marker=marker, color=COLOURS[colour], label=name, markersize=5,
                   clip_on=False)  # fmt: skip
-        if len(values) > 1:
-            error = values.std(0, ddof=1) / len(values) ** 0.5
-            left.fill_between(x, mean - error, mean + error, color=COLOURS[colour], alpha=0.2)
+        if len(values) > 1:  # the sets differ by far more than their mean's standard error
+            left.plot(x, values.T, line, color=COLOURS[colour], linewidth=0.8, alpha=0.5)
     left.set(xlabel="how often the phrase has come", ylim=(0, 1),
              ylabel="probability of each token")  # fmt: skip
     left.set_title("repetition", fontsize=10, loc="left")
@@ -238,7 +237,8 @@ def copying_heads(
     return describe(
         figure,
         "Left: probability of a repeated phrase by round. The whole model climbs highest, other "
-        "silenced heads cost some of it, and with the copying heads silenced the curve stays low. "
+        "silenced heads (a thin line for each set) cost some of it, and with the copying heads "
+        "silenced the curve stays low. "
         "Right: loss on Shakespeare; the copying heads cost less there than most other sets.",
     )
 
@@ -259,12 +259,12 @@ def surprise_clouds(ways: Mapping[str, tuple[Sequence[float], Sequence[float]]])
                 label=name)  # fmt: skip
         top = max(top, max(came), max(expected))
     ax.plot([0, top], [0, top], "--", color=COLOURS["residual"], linewidth=1.2)
-    ax.text(0.97 * top, 0.93 * top, "as surprising\nas expected", ha="left", va="top", fontsize=9)
+    ax.text(1.09 * top, 0.8 * top, "as surprising\nas expected", ha="right", va="top", fontsize=9)
     ax.set(xlim=(0, 1.12 * top), ylim=(0, 1.03 * top),
            xlabel="surprise the model expected: its entropy (nats per token)",
            ylabel="surprise that came (nats per token)")  # fmt: skip
     ax.legend(fontsize=10, loc="upper left")
-    ax.set_title("Greedy text is dull; people surprise a little more than expected", loc="left")
+    ax.set_title("Greedy text is dull; Shakespeare surprises more than expected", loc="left")
     return describe(
         figure,
         "A scatter of passages. Greedy continuations lie near the origin and below the diagonal, "
@@ -336,8 +336,8 @@ def cache_rows(T: int = 6) -> Figure:
                 )  # fmt: skip
             words = "new" if row == T - 1 else f"{row + 1}"
             ax.text(left - 0.2, 7.1 - row, words, ha="right", va="center", fontsize=9)
-        ax.text(left + T + 0.25, 4.9, f"{T} tokens pass\nthrough the model" if not cached else
-                "1 token passes\nthrough the model", fontsize=10, va="center")  # fmt: skip
+        ax.text(left + T + 0.25, 4.9, f"{T} tokens\npass through\nthe model" if not cached else
+                "1 token\npasses through\nthe model", fontsize=10, va="center")  # fmt: skip
         kind = "key" if cached else "other"
         for column in range(T):
             fresh = column == T - 1 or not cached
@@ -360,25 +360,24 @@ def cache_rows(T: int = 6) -> Figure:
 
 
 def loop() -> Figure:
-    """Draw generation as a loop: scores, filters, a draw, and the token is read again."""
+    """Draw greedy decoding as a loop: scores, the largest, and the token is read again."""
     figure, ax = canvas(20, 4.4)
     for left, width, text, colour in (
         (0.2, 3.2, "the text so far", "embedding"),
         (4.6, 3.2, "the model", "attention"),
         (9.0, 3.2, "49,152 scores", "residual"),
-        (13.4, 2.6, "filters", "norm"),
-        (17.2, 2.6, "the dart", "gate"),
+        (13.4, 4.4, "the largest of them", "gate"),
     ):
         box(ax, left, 2.6, width, text, colour, height=1.1)
-    for start, end in ((3.4, 4.6), (7.8, 9.0), (12.2, 13.4), (16.0, 17.2)):
+    for start, end in ((3.4, 4.6), (7.8, 9.0), (12.2, 13.4)):
         arrow(ax, (start, 3.15), (end, 3.15))
-    ax.plot([18.5, 18.5, 1.8], [2.6, 0.9, 0.9], color=COLOURS["wrong"], linewidth=2)
+    ax.plot([15.6, 15.6, 1.8], [2.6, 0.9, 0.9], color=COLOURS["wrong"], linewidth=2)
     arrow(ax, (1.8, 0.9), (1.8, 2.6), colour="wrong")
-    ax.text(10.1, 1.05, "one token, appended: the model reads what it has just written",
+    ax.text(8.7, 1.05, "one token, appended: the model reads what it has just written",
             ha="center", va="bottom", fontsize=10.5, color=COLOURS["wrong"])  # fmt: skip
     return describe(
         figure,
-        "A loop of five boxes: the text so far, the model, 49,152 scores, filters, the dart. An "
+        "A loop of four boxes: the text so far, the model, 49,152 scores, the largest of them. An "
         "arrow leads from the last one back to the first: one token is appended to the text.",
     )
 
