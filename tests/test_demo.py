@@ -330,7 +330,7 @@ def ask(address: str, **changes: Any) -> tuple[str, str]:
         ({"tokens": None}, "Tokens None: must be a whole number."),
         ({"temperature": -1}, "Temperature -1: must be at least 0."),
         ({"temperature": float("nan")}, "Temperature nan: must be a finite number."),
-        ({"temperature": 10**400}, "Temperature 1000"),
+        ({"temperature": 10**400}, "Temperature ~10^400: must be a finite number."),
         ({"top_k": 0}, "Top-k 0: must be at least 1."),
         ({"top_k": 1.5}, "Top-k 1.5: must be a whole number."),
         ({"top_p": 1.5}, "Top-p 1.5: must be above 0 and at most 1."),
@@ -429,7 +429,7 @@ def visit(browser: Any, address: str) -> Iterator[Opener]:
     yield visit
     for context in contexts:
         context.close()
-    assert asked
+    assert asked or not contexts  # a test that was skipped opened no page
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
     assert wrong == []
 

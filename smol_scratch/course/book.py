@@ -154,7 +154,7 @@ def gather(source: Path = SOURCE) -> None:
     index = (source / "index.md").read_text("utf-8")
     (source / "index.md").write_text(f"{index}\n{cards(pictures)}\n{contents()}", "utf-8")
     for page in source.glob("*.md"):
-        text = page.read_text("utf-8")
+        text = page.read_text("utf-8").replace("](../notebooks/", "](notebooks/")
         page.write_text(re.sub(r"(?<!!)\[([^\]]*)\]\(\.\./[^)]*\)", r"\1", text), "utf-8")
     for stem, nb in nbs.items():
         (source / "notebooks" / f"{stem}.ipynb").write_text(json.dumps(prepared(nb)), "utf-8")

@@ -70,6 +70,6 @@ def test_other_shapes_and_nan_are_never_equal(capsys):
 
 def test_a_record_is_read_with_its_numbers():
     rows = read_record("gate_race.csv")
-    assert len(rows) == 96
-    assert {row["kind"] for row in rows} == {"SwiGLU", "GELU"}
+    assert len(rows) == 4 * 2 * 2 * 12
+    assert {row["kind"] for row in rows} == {"SwiGLU", "GELU", "bilinear", "biases"}
     assert all(isinstance(row["held_out"], float) and row["seed"] in range(12) for row in rows)

@@ -63,7 +63,7 @@ def heat() -> Figure:
     position = np.arange(48)
     distance = position[:, None] - position[None]
     return figures_02.invention(
-        {"turned": np.cos(distance / 5) ** 3, "added": np.cos(position / 5) - 0.0 * distance}
+        {"turned": np.sin(distance / 5), "added": np.cos(position / 5) - 0.0 * distance}
     )
 
 
