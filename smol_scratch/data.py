@@ -15,6 +15,7 @@ from copy import copy
 from itertools import islice
 from operator import index as whole_number
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -527,7 +528,7 @@ class TokenShards:
             path = _check_shard(self.folder, number, self._shards[number])
             try:
                 stored = np.load(path, mmap_mode="r", allow_pickle=False)
-            except ValueError as error:
+            except (ValueError, SyntaxError, TokenError) as error:  # numpy's, of a broken header
                 raise assets.CorruptAssetError(f"{path} holds no tokens: {error}") from error
             if stored.dtype != np.uint16 or stored.shape != (self._shards[number]["tokens"],):
                 raise assets.CorruptAssetError(

@@ -247,7 +247,13 @@ def test_an_index_of_another_program_is_named(folder, name, value):
         TokenShards(folder, "letters")
 
 
-@pytest.mark.parametrize("stored", [np.zeros(14, np.int64), np.zeros(3, np.uint16), b"no array"])
+# A header of an old numpy's kind, which numpy reads with Python's tokenizer.
+TORN = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<u2', 'x\x7f: 0 } (".ljust(117) + b"\n" + bytes(28)
+
+
+@pytest.mark.parametrize(
+    "stored", [np.zeros(14, np.int64), np.zeros(3, np.uint16), b"no array", TORN]
+)
 def test_a_shard_that_holds_other_things_than_the_index_says_is_named(folder, stored):
     path = folder / "shard-00000.npy"
     path.write_bytes(stored) if isinstance(stored, bytes) else np.save(path, stored)
