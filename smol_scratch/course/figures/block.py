@@ -13,12 +13,8 @@ from smol_scratch.course.figures.drawing import HIGH, arrow, box, canvas, cells
 from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 _LINE = COLOURS["residual"]
-# wiring: colour, style
-_DESIGNS = {
-    "pre-norm": ("right", "-"),
-    "post-norm": ("wrong", "--"),
-    "no residual": ("other", ":"),
-}
+# wiring: colour, marker. No dashes: where they begin would depend on the last digits.
+_DESIGNS = {"pre-norm": ("right", ""), "post-norm": ("wrong", "s"), "no residual": ("other", "^")}
 _LEARNED = LinearSegmentedColormap.from_list("learned", [COLOURS["right"], "#CFE3F2", "#F2F2F2"])
 
 
@@ -137,10 +133,11 @@ def sensitivity(
     """
     figure, axes = new_figure(1, 2, figsize=(7.5, 3.7), sharey=True)
     for name, values in measured.items():
-        colour, style = _DESIGNS[name]
-        axes[0].plot(values, style, color=COLOURS[colour], linewidth=2.4)
+        colour, marker = _DESIGNS[name]
+        look = {"color": COLOURS[colour], "linewidth": 2.0, "marker": marker, "markersize": 5}
+        axes[0].plot(values, markevery=3, **look)
         axes[0].plot(predicted[name], color="black", linewidth=0.9)
-        axes[1].plot(controls[name], style, color=COLOURS[colour], linewidth=2.4)
+        axes[1].plot(controls[name], markevery=3, **look)
         axes[0].text(0.3, 1.5 * float(values[0]), name, fontsize=10, va="bottom",
                      color=COLOURS[colour] if colour != "other" else "#666666")  # fmt: skip
     axes[0].annotate("thin: by hand", (9, predicted["no residual"][9]), (13, 2e4), fontsize=10,

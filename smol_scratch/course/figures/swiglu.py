@@ -160,18 +160,24 @@ def bends(
         the others rise softly.""")  # fmt: skip
 
 
-def _map(ax: Any, side: Sequence[float], surface: np.ndarray, reach: float) -> None:
-    """Draw a surface with lines at equal steps of 2/9 of its reach, and a pair beside zero."""
-    positive = reach * np.array([0.02, 2 / 9, 4 / 9, 6 / 9, 1.01])
+def _map(
+    ax: Any, side: Sequence[float], surface: np.ndarray, reach: float, *, lines: bool = True
+) -> None:
+    """Draw a surface in equal steps of 2/9 of its reach, with lines and a pair beside zero.
+
+    What was trained a moment ago has no lines: they would show the last digits.
+    """
+    positive = reach * np.array([0.02 if lines else 0.07, 2 / 9, 4 / 9, 6 / 9, 1.01])
     levels = [*-positive[::-1], *positive]
     ax.contourf(
         side, side, np.clip(surface, -reach, reach), levels=levels, cmap=_SIGNED,
         vmin=-0.7 * reach, vmax=0.7 * reach,
     )  # fmt: skip
-    ax.contour(
-        side, side, surface, levels=levels[1:-1], colors="#222222", linewidths=0.7,
-        linestyles="solid",
-    )  # fmt: skip
+    if lines:
+        ax.contour(
+            side, side, surface, levels=levels[1:-1], colors="#222222", linewidths=0.7,
+            linestyles="solid",
+        )  # fmt: skip
     ax.set(aspect="equal", xticks=[side[0], 0, side[-1]], yticks=[side[0], 0, side[-1]])
     ax.set_xticklabels([_minus(float(side[0]), 0), "0", f"{float(side[-1]):.0f}"], fontsize=10)
     ax.set_yticklabels([_minus(float(side[0]), 0), "0", f"{float(side[-1]):.0f}"], fontsize=10)
@@ -221,7 +227,7 @@ def fits(
     figure, axes = new_figure(len(rows), columns, figsize=(8.2, 3.9), sharex=True, sharey=True)
     for line, (target, panels) in zip(axes, rows.items(), strict=True):
         for ax, (name, surface) in zip(line, panels.items(), strict=True):
-            _map(ax, side, surface, 4 if target.startswith("a") else 2)
+            _map(ax, side, surface, 4 if target.startswith("a") else 2, lines=False)
             title = f"target:\n{target}"
             if name in errors[target]:
                 mean, error = (100 * value for value in errors[target][name])
