@@ -9,12 +9,13 @@ READY := $(VENV)/.ready
 # quiet one spinning is quicker, so `make bench` does not ask for this.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help notebooks test check portable book lab refresh address bugs fuzz report bench lint format clean
+.PHONY: help notebooks test check slow portable book lab refresh address bugs fuzz report bench lint format clean
 
 help:
 	@echo "make notebooks  set up, execute every notebook into build/notebooks, print a table"
 	@echo "make test       set up, run the whole test suite, notebooks compared cell by cell"
 	@echo "make check      lint, and the tests that an editor wants every time (two minutes)"
+	@echo "make slow       the tests that take minutes and rarely break: the book, a fresh installation"
 	@echo "make portable   execute the notebooks as other machines would, and compare (long)"
 	@echo "make book       build the website of the notebooks into build/book, offline"
 	@echo "make lab        open the notebooks in JupyterLab"
@@ -33,6 +34,9 @@ test: $(READY)
 
 check: lint
 	$(PY) -m tests quick
+
+slow: $(READY)
+	$(PY) -m pytest -q -m slow tests
 
 portable: $(READY)
 	$(PY) -m smol_scratch.course.notebook portable $(if $(MACHINE),--machine $(MACHINE))
