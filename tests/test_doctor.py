@@ -53,10 +53,11 @@ def test_all_is_well_here_on_a_terminal_without_utf8_and_the_report_names_nobody
         assert private not in written + said
 
 
-def test_names_and_homes_are_taken_out(monkeypatch):
+def test_names_and_homes_are_taken_out(monkeypatch, tmp_path):
     monkeypatch.setattr(getpass, "getuser", lambda: "ophelia")
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/ophelia"))
-    assert doctor.anonymous("/home/ophelia/weights") == "~/weights"
+    home = tmp_path / "ophelia"
+    monkeypatch.setattr(Path, "home", lambda: home)
+    assert doctor.anonymous(f"{home}/weights") == "~/weights"
     assert doctor.anonymous("D:\\data\\ophelia\\x, /mnt/ophelia") == "D:\\data\\USER\\x, /mnt/USER"
     assert doctor.anonymous("/mnt/ophelias, ophelia") == "/mnt/ophelias, ophelia"
 
