@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smol_scratch.course.measure.replaced import replaced
 from smol_scratch.model import SmolLM2
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
@@ -192,19 +193,10 @@ def _weighted(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, 
     return weights @ v, weights
 
 
-@contextmanager
 def _attending(
     model: SmolLM2, layers: Sequence[int], attend: Callable[..., Tensor]
-) -> Iterator[None]:
-    parts = [_blocks(model)[layer].self_attn for layer in layers]
-    before = [part.attend for part in parts]
-    try:
-        for part in parts:
-            part.attend = attend
-        yield
-    finally:
-        for part, old in zip(parts, before, strict=True):
-            part.attend = old
+) -> Intervention:
+    return replaced([_blocks(model)[layer].self_attn for layer in layers], "attend", attend)
 
 
 def hidden_first_token(model: SmolLM2, layers: Sequence[int]) -> Intervention:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smol_scratch import RotaryPositionalEmbedding, SmolLM2, causal_mask
+from smol_scratch.course.measure.replaced import replaced
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
 Head = tuple[int, int]  # layer, head
@@ -79,15 +80,8 @@ def copying_scores(model: SmolLM2, rows: int = 8, T: int = 40, seed: int = 0) ->
         found.append(weights.diagonal(1 - T, -2, -1)[..., 1:].mean((0, -1)))  # (H,)
         return weights @ v
 
-    attentions = [block.self_attn for block in model.model.layers]
-    before = [attention.attend for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.attend = attend
+    with replaced([block.self_attn for block in model.model.layers], "attend", attend):
         model(torch.cat((once, once), dim=1))
-    finally:
-        for attention, old in zip(attentions, before, strict=True):
-            attention.attend = old
     return torch.stack(found)
 
 
@@ -136,17 +130,10 @@ def repeated(rows: Tensor, prompt: int, n: int = 4) -> Tensor:
     return torch.tensor(shares)
 
 
-@contextmanager
-def rope_replaced(model: SmolLM2, kind: type[RotaryPositionalEmbedding]) -> Iterator[None]:
+def rope_replaced(
+    model: SmolLM2, kind: type[RotaryPositionalEmbedding]
+) -> AbstractContextManager[None]:
     """Let another rotary embedding turn all queries and keys, for a while."""
     config = model.config
     other = kind(config.head_dim, config.block_size, config.rope_theta)
-    attentions = [block.self_attn for block in model.model.layers]
-    before = [attention.rope for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.rope = other
-        yield
-    finally:
-        for attention, rope in zip(attentions, before, strict=True):
-            attention.rope = rope
+    return replaced([block.self_attn for block in model.model.layers], "rope", other)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smol_scratch.course.measure.replaced import replaced
 from smol_scratch.model import RotaryPositionalEmbedding, SmolLM2
 
 THETA = 100_000.0
@@ -104,17 +105,9 @@ def stretched(kind: str, block_size: int, factor: float) -> RotaryPositionalEmbe
     return with_angles(torch.outer(position, frequencies(theta)))
 
 
-@contextmanager
-def other_rope(model: SmolLM2, rope: RotaryPositionalEmbedding) -> Iterator[None]:
+def other_rope(model: SmolLM2, rope: RotaryPositionalEmbedding) -> AbstractContextManager[None]:
     """Let a model turn with another rotation, for as long as the ``with`` block lasts."""
-    kept = [block.self_attn.rope for block in model.model.layers]
-    try:
-        for block in model.model.layers:
-            block.self_attn.rope = rope
-        yield
-    finally:
-        for block, own in zip(model.model.layers, kept, strict=True):
-            block.self_attn.rope = own
+    return replaced([block.self_attn for block in model.model.layers], "rope", rope)
 
 
 def reorder(model: SmolLM2, order: Callable[[Tensor, int], Tensor]) -> None:
