@@ -51,8 +51,8 @@ def evidence(
         ax.plot([place] * len(column), column, "v" if side == "gate" else "o",
                 color=COLOURS[side], markersize=6)  # fmt: skip
     ax.axhline(whole, color=COLOURS["residual"], linewidth=1.4, linestyle="--")
-    ax.text(6, whole * 0.88, f"nothing replaced: {whole:.3f}", ha="center", va="top",
-            fontsize=9.5)  # fmt: skip
+    ax.text(6.5, whole / 12, f"dashed: {whole:.3f}, when\nnothing is replaced", ha="center",
+            va="top", fontsize=9.5)  # fmt: skip
     ax.set(yscale="log", xlabel="the token that is replaced",
            ylabel=f"probability of “{answer.strip()}”",
            title="Which tokens does the answer need?")  # fmt: skip
