@@ -326,8 +326,8 @@ def damage(losses: Mapping[str, tuple[float, float]], floor: float) -> Figure:
             color=[COLOURS["right"]] + [COLOURS["wrong"]] * (len(names) - 1))  # fmt: skip
     for row, (mean, error) in enumerate(losses.values()):
         ax.plot([mean - error, mean + error], [row, row], color="black", linewidth=1.5)
-        ax.text(mean + error + 0.3, row, f"{mean:.1f}", va="center", fontsize=10,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+        ax.text(0.25, row, f"{mean:.1f}", va="center", fontsize=10, color="white",
+                weight="bold")  # fmt: skip
     ax.axvline(floor, color=COLOURS["residual"], linestyle="--", linewidth=1.4)
     ax.text(floor + 0.2, -0.1, "a model that knows nothing", fontsize=10, va="center")
     ax.invert_yaxis()
