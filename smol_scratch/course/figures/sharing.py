@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -118,7 +119,7 @@ def file_bytes(length: bytes, header: str, numbers: bytes) -> Figure:
                     family="monospace")  # fmt: skip
             ax.text(left + width / 2, 1.5, f"= {int.from_bytes(length, 'little')}", ha="center",
                     fontsize=11)  # fmt: skip
-    wrapped = [header[i : i + 27] for i in range(0, len(header), 27)]
+    wrapped = textwrap.wrap(header, 31, break_on_hyphens=False)
     ax.text(6.85, 3.4, "\n".join(wrapped), va="center", fontsize=8, family="monospace",
             linespacing=1.35)  # fmt: skip
     values = np.frombuffer(numbers, dtype="<f4")
@@ -157,7 +158,7 @@ def rows_moved(D: int = 8) -> Figure:
     for place, row in enumerate(order):
         start, end = (5.1, 8.2 - row * 0.95 + HIGH / 2), (8.5, 8.2 - place * 0.95 + HIGH / 2)
         arrow(ax, start, end, colour=shades[row % half])
-    ax.text(13.0, 4.6, "one colour: a pair\nthat RoPE turns\ntogether", fontsize=10, va="center")
+    ax.text(13.9, 4.6, "one colour: a pair\nthat RoPE turns\ntogether", fontsize=10, va="center")
     ax.text(8.5, 0.35, "q and k are reordered alike, so q · k is the same sum in another order",
             ha="center", fontsize=10.5)  # fmt: skip
     return describe(
@@ -260,7 +261,7 @@ def size_and_loss(points: Mapping[str, tuple[float, float, float]], top: float) 
                     color=COLOURS[colour], markersize=9, capsize=4)  # fmt: skip
         text = f"{label}: {extra:.1f}" if off else label
         up = label not in ("float16",)
-        ax.annotate(text, (bits, min(extra, 0.97 * top)), (9, 3) if off else (0, 10 if up else -16),
+        ax.annotate(text, (bits, min(extra, 0.97 * top)), (9, 3) if off else (0, 16 if up else -16),
                     textcoords="offset points", ha="left" if off else "center",
                     fontsize=9.5)  # fmt: skip
     ax.set(xscale="log", xlabel="bits per number", ylabel="extra loss (nats per token)",
