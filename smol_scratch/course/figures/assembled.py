@@ -48,7 +48,7 @@ def same_matrix_twice(
     arrow(ax, (7.0, middle + HIGH / 2), (7.45, middle + HIGH / 2))
     cells(ax, 7.5, middle, [float(v) for v in final], "residual")
     ax.add_patch(
-        Rectangle((10.85, heights[-1] - 0.15), 2.3, heights[0] - heights[-1] + HIGH + 0.3,
+        Rectangle((10.15, heights[-1] - 0.15), 3.0, heights[0] - heights[-1] + HIGH + 0.3,
                   fill=False, edgecolor=COLOURS["embedding"], linestyle="--")
     )  # fmt: skip
     arrow(ax, (9.55, middle + HIGH / 2), (10.05, middle + HIGH / 2))

@@ -439,10 +439,10 @@ def tokens_for_parameters(
         text = f"{each:,.0f}" if each > 100 else f"{each:.2g}"
         ax.plot(size, seen, mark, color=COLOURS[colour], markersize=9)
         ax.annotate(f"{name}\n{text} per parameter", (size, seen),
-                    {"right": (9, 0), "above": (-6, 15), "below": (9, 4)}[place],
+                    {"right": (9, 0), "above": (-6, 15), "below": (0, -8)}[place],
                     textcoords="offset points", fontsize=9,
                     va={"right": "center", "above": "bottom", "below": "top"}[place],
-                    ha="center" if place == "above" and size > 1e9 else "left",
+                    ha="left" if place == "right" or size < 1e9 else "center",
                     color=COLOURS[colour])  # fmt: skip
         if size == points[mine][0]:
             rule = per_parameter * size
