@@ -21,6 +21,7 @@ html_theme = "sphinx_book_theme"
 html_title = "smol_scratch"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import html
 import json
 import re
 import shutil
@@ -15,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from nbformat.v4 import new_markdown_cell
 
 import smol_scratch
 from smol_scratch.assets import ROOT
@@ -31,6 +34,23 @@ PARTS = {
     "Train, write, share": ["10", "11", "12"],
     "Look inside": ["13"],
 }
+# Folders that are copied as they are, first from docs/, then what was built of them from build/.
+FOLDERS = ("explore", "explorer")
+# Added to each page of docs/explore: it says how high it is, and hears whether the book is dark
+# (then its <html> has data-theme="dark"); by messages, since pages of file:// may not touch others.
+EXPLORE_SCRIPT = """<script>
+if (parent !== window) {
+  const say = (hello) => parent.postMessage(
+    { exploreHeight: document.documentElement.getBoundingClientRect().height, hello }, "*");
+  addEventListener("message", (event) => {
+    if (event.source === parent && event.data.theme)
+      document.documentElement.dataset.theme = event.data.theme;
+  });
+  addEventListener("load", () => say(true));
+  new ResizeObserver(() => say(false)).observe(document.documentElement);
+}
+</script>
+"""
 PAGES = {"Reference": ["glossary", "interface", "api", "proofs", "training"]}
 
 
@@ -41,13 +61,57 @@ def questions_of_the_walk() -> dict[str, tuple[str, str]]:
     return {stem: (title, question) for title, stem, question in rows}
 
 
+def explorable(name: str) -> str:
+    """Return what embeds ``docs/explore/NAME.html`` in a notebook's page.
+
+    Without JavaScript it is the picture ``NAME.png`` and a link; ``book.js`` makes a frame of it.
+
+    Raises:
+        ValueError: when there is no such page, or it lacks its title or description.
+    """
+    page = ROOT / "docs" / "explore" / f"{name}.html"
+    if not page.is_file():
+        raise ValueError(f'a cell says "explore": "{name}", but there is no {page}')
+    text = page.read_text("utf-8")
+    title = re.search(r"<title>(.*?)</title>", text, re.S)
+    about = re.search(r'<meta name="description" content="([^"]*)"', text)
+    if not title or not about:
+        raise ValueError(f'{page} needs a <title> and a <meta name="description" content="…">')
+    words = html.escape(html.unescape(title[1].strip()))
+    picture = f'<img src="../explore/{name}.png" alt="{about[1]}">'
+    return (
+        f'<figure class="explore" data-src="../explore/{name}.html" data-title="{words}">\n'
+        + (f'<a href="../explore/{name}.html">{picture}</a>\n'
+           if page.with_suffix(".png").is_file() else "")
+        + f'<figcaption><a href="../explore/{name}.html">{words}</a></figcaption>\n</figure>'
+    )  # fmt: skip
+
+
+def with_explorables(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """Return the cells with an explorable after each whose metadata names one."""
+    shown = []
+    for cell in cells:
+        shown.append(cell)
+        if name := cell.metadata.get("explore"):
+            # The notebook itself shows the picture.
+            cell.source = re.sub(r"!\[[^\]]*\]\(\.\./docs/explore/[^)]*\)\n*", "", cell.source)
+            shown.append(new_markdown_cell(f"```{{raw}} html\n{explorable(name)}\n```"))
+    return shown
+
+
 def prepared(nb: NotebookNode) -> NotebookNode:
     """Return a notebook as the book shows it: folded cells folded, links that lead somewhere."""
+    nb.cells = with_explorables(nb.cells)
     for cell in nb.cells:
         tags = cell.metadata.setdefault("tags", [])
         if cell.metadata.get("jupyter", {}).get("source_hidden"):
             tags.append("hide-input")
         if cell.cell_type == "markdown":
+            cell.source = re.sub(
+                rf"(?<!!)\[([^\]]*)\]\(\.\./docs/(({'|'.join(FOLDERS)})/[^)]*)\)",
+                r'<a href="../\2">\1</a>',
+                cell.source,
+            )
             # Files of the repository are no pages of the book.
             cell.source = re.sub(r"(?<!!)\[([^\]]*)\]\(\.\./[^)]*\)", r"\1", cell.source)
         for output in cell.get("outputs", []):
@@ -142,7 +206,7 @@ def reference(nbs: dict[str, NotebookNode]) -> str:
 def gather(source: Path = SOURCE) -> None:
     """Write all sources of the book into a folder, which is emptied first."""
     shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(ROOT / "docs", source)
+    shutil.copytree(ROOT / "docs", source, ignore=lambda at, names: FOLDERS)
     (source / "notebooks").mkdir()
     (source / "_static" / "cards").mkdir(parents=True)
     nbs = {path.stem: notebook.read(path) for path in notebook.notebooks()}
@@ -175,6 +239,17 @@ def trim(book: Path = BOOK) -> None:
     shutil.rmtree(book / ".doctrees", ignore_errors=True)
 
 
+def copy_folders(book: Path = BOOK) -> None:
+    """Copy the explorables and the explorer, as they are and as they were built."""
+    for name in FOLDERS:
+        for folder in (ROOT / "docs" / name, ROOT / "build" / name):
+            if folder.is_dir():
+                shutil.copytree(folder, book / name, dirs_exist_ok=True)
+    for page in (book / "explore").glob("*.html"):
+        text = page.read_text("utf-8")
+        page.write_text(text.replace("</body>", f"{EXPLORE_SCRIPT}</body>"), "utf-8")
+
+
 def main() -> int:
     """Build the book; warnings are errors."""
     gather()
@@ -182,6 +257,7 @@ def main() -> int:
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going"]
     failed = subprocess.run([*command, str(SOURCE), str(BOOK)], check=False).returncode
     trim()
+    copy_folders()
     size = sum(file.stat().st_size for file in BOOK.rglob("*") if file.is_file()) / 1e6
     print(f"{BOOK.relative_to(ROOT)}: {size:.1f} MB")
     return failed

@@ -11,11 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from smol_scratch.course import book, notebook
 
 pytest.importorskip("myst_nb", reason='pip install -e ".[book]"')
-pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 STEMS = [path.stem for path in notebook.notebooks()]
 
@@ -52,6 +52,37 @@ def pages(built):
     return {file.relative_to(built).as_posix(): Page(file) for file in built.rglob("*.html")}
 
 
+def test_an_explorable_stands_after_the_cell_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    folder = tmp_path / "docs" / "explore"
+    folder.mkdir(parents=True)
+    page = (
+        '<html><head><title>A &lt; "B"</title><meta name="description" content="Two."></head>'
+        "<body>A</body></html>"
+    )
+    (folder / "ab.html").write_text(page)
+    (folder / "ab.png").write_bytes(b"")
+    words = "See.\n\n![Two.](../docs/explore/ab.png)\n\n[Try it](../docs/explore/ab.html)"
+    cell = new_markdown_cell(words, metadata={"explore": "ab"})
+    first, second = book.prepared(new_notebook(cells=[cell])).cells
+    assert first.source == 'See.\n\n<a href="../explore/ab.html">Try it</a>'
+    assert 'data-src="../explore/ab.html" data-title="A &lt; &quot;B&quot;"' in second.source
+    assert '<img src="../explore/ab.png" alt="Two.">' in second.source
+
+    (tmp_path / "build" / "explorer").mkdir(parents=True)
+    (tmp_path / "build" / "explorer" / "built.wasm").write_bytes(b"")
+    book.copy_folders(tmp_path / "book")
+    assert "exploreHeight" in (tmp_path / "book" / "explore" / "ab.html").read_text()
+    assert (tmp_path / "book" / "explorer" / "built.wasm").exists()
+
+    with pytest.raises(ValueError, match=r"there is no .*cd\.html"):
+        book.explorable("cd")
+    (folder / "ef.html").write_text("<title>only this</title>")
+    with pytest.raises(ValueError, match="description"):
+        book.explorable("ef")
+
+
+@pytest.mark.slow
 def test_every_notebook_has_its_page_with_all_pictures(pages):
     for stem in STEMS:
         cells = notebook.read(notebook.ROOT / "notebooks" / f"{stem}.ipynb").cells
@@ -63,6 +94,7 @@ def test_every_notebook_has_its_page_with_all_pictures(pages):
             assert all(picture.get("alt") for picture in shown), stem
 
 
+@pytest.mark.slow
 def test_no_link_and_no_anchor_is_broken(built, pages):
     broken = []
     for name, page in pages.items():
@@ -80,15 +112,18 @@ def test_no_link_and_no_anchor_is_broken(built, pages):
     assert broken == []
 
 
+@pytest.mark.slow
 def test_no_page_loads_anything_from_elsewhere(pages):
     loaded = {link for page in pages.values() for link in page.loads}
     assert [link for link in loaded if re.match(r"(https?:)?//", link)] == []
 
 
+@pytest.mark.slow
 def test_it_is_small(built):
     assert sum(file.stat().st_size for file in built.rglob("*") if file.is_file()) < 30_000_000
 
 
+@pytest.mark.slow
 def test_the_search_index_finds_words_of_one_notebook(built):
     index = (built / "searchindex.js").read_text("utf-8")
     for stem in STEMS:
@@ -105,6 +140,7 @@ def served(built):
     server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 def test_in_a_browser_nothing_is_asked_of_others_and_a_phone_shows_all(served):
     from playwright.sync_api import sync_playwright

@@ -1,0 +1,24 @@
+// Where there is JavaScript, the picture of an explorable gives way to the page itself, as high as it
+// says it is. What the page says and hears, book.py has added to it (EXPLORE_SCRIPT).
+document.addEventListener("DOMContentLoaded", () => {
+  const frames = [...document.querySelectorAll("figure.explore")].map((figure) => {
+    const frame = document.createElement("iframe");
+    frame.src = figure.dataset.src;
+    frame.title = figure.dataset.title;
+    frame.loading = "lazy";
+    figure.querySelector("picture, img")?.closest("a")?.replaceWith(frame);
+    if (!frame.isConnected) figure.prepend(frame);
+    return frame;
+  });
+  const theme = () => document.documentElement.dataset.theme || "light";
+  const tell = (frame) => frame.contentWindow?.postMessage({ theme: theme() }, "*");
+  window.addEventListener("message", (event) => {
+    const frame = frames.find((one) => one.contentWindow === event.source);
+    if (!frame || typeof event.data?.exploreHeight !== "number") return;
+    frame.style.height = `${Math.ceil(event.data.exploreHeight)}px`;
+    if (event.data.hello) tell(frame);
+  });
+  new MutationObserver(() => frames.forEach(tell)).observe(document.documentElement, {
+    attributeFilter: ["data-theme"],
+  });
+});
