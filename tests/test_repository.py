@@ -128,7 +128,8 @@ def test_lab_opens_the_first_notebook_and_serves_what_it_links_to(tmp_path):
     # Under `make slow` this make would know that it is the inner one, and say so around its recipe.
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     made = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", "lab"], cwd=ROOT, env=alone, capture_output=True, text=True
+        ["make", "-n", "-o", ".venv/.ready", "lab"],
+        cwd=ROOT, env=alone, capture_output=True, text=True,
     )  # fmt: skip
     _, *words = shlex.split(made.stdout.splitlines()[-1])
     # Any port, nobody asked; the containers that tests run in have one user, root.
