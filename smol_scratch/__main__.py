@@ -13,6 +13,10 @@ def leave(number: int, frame: object) -> None:
     So it is while libraries and weights load. Raised as an exception, the interruption could come
     up inside a library that is half imported, which makes another error of it, or swallows it.
     ``terminal.interruptible`` is for work that must be tidied up.
+
+    Before it is put in place Python starts, and reads the package's ``__init__``, this file and
+    ``signal``, some milliseconds in all. Ctrl-C in that time ends the process with Python's own
+    traceback: a package that is imported must not change what Ctrl-C does.
     """
     if os.isatty(2):
         os.write(2, b"\n")

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from pathlib import Path
@@ -167,11 +166,9 @@ def test_a_failed_fetch_names_other_ways_than_the_one_that_failed(nothing_at_han
 def test_with_nothing_at_hand_the_ways_are_named_after_one_try(
     load, missing, nothing_at_hand, tries
 ):
-    start = time.monotonic()
     with pytest.raises(assets.MissingAssetError, match=missing) as error:
         load()
-    assert time.monotonic() - start < 5  # the hub's own retries take half a minute
-    assert tries == [(("huggingface.co", 443),)]
+    assert tries == [(("huggingface.co", 443),)]  # the hub's own retries take half a minute
     for way in ("python -m smol_scratch assets", "hf download HuggingFaceTB/SmolLM2-135M", "name"):
         assert way in str(error.value)
 

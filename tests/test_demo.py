@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smol_scratch import SmolLM2, SmolLM2Config, assets, load_pretrained, load_tokenizer
+from smol_scratch.__main__ import main
 from smol_scratch.generation import (
     CHAT_TEMPLATE,
     Step,
@@ -227,6 +228,17 @@ def test_launch_takes_the_tokenizer_beside_the_weights(tmp_path, tokenizer, monk
     assert built[0] == (tmp_path / "mine", model.config.vocab_size)
     assert (built[1][0].chat_template, built[1][2]) == ("{{ messages }}", "the folder mine")
     assert built[2] == {"share": False}
+
+
+def test_the_command_hands_on_all_that_it_was_told(monkeypatch):
+    told: list[Any] = []
+    monkeypatch.setattr(demo, "launch", lambda *given, **named: told.append((given, named)))
+    assert main(["demo"]) == 0
+    assert main(["demo", "--ckpt", "x", "--host", "0.0.0.0", "--port", "8000", "--share"]) == 0
+    assert told == [
+        ((None,), {"host": "127.0.0.1", "port": None, "share": False}),
+        (("x",), {"host": "0.0.0.0", "port": 8000, "share": True}),
+    ]
 
 
 # With a server

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from smol_scratch import SmolLM2, SmolLM2Config, export_gguf, export_pretrained, load_pretrained
 from smol_scratch.generation import chat_prompt, stop_tokens, stream_text
-from smol_scratch.hub import config_to_hf, load_walkthrough_checkpoint, neighbours_from_halves
+from smol_scratch.hub import load_walkthrough_checkpoint, neighbours_from_halves
 from smol_scratch.tokenizer import SmolLM2Tokenizer, tokenizer_for
 from tests.checks import randomise
 
@@ -196,11 +196,17 @@ def test_it_loads_is_the_same_model_and_speaks(name, model, tokenizer, tmp_path)
     assert own.encode("In 1984, a  1.") == ids[0].tolist()
     prompt = chat_prompt(own, "Who was Shakespeare?")
     assert prompt == chat_prompt(tokenizer, "Who was Shakespeare?")
-    text = stream_text(loaded, own, prompt, 8, temperature=0, stop=stop_tokens(own))
-    assert isinstance("".join(text), str)
-    assert text.ended
+    text, right = (
+        stream_text(m, t, prompt, 8, temperature=0, stop=stop_tokens(t))
+        for m, t in ((loaded, own), (model, tokenizer))
+    )
+    said = "".join(text)
+    assert text.ended in ("length", "stop token")
+    assert allowed or said == "".join(right)
 
 
-def test_the_wheels_weights_load_too(real_model):
+@torch.no_grad()
+def test_the_wheels_weights_load_too(real_model, tokenizer):
     """Four bits: the GGUF type Q4_1."""
-    assert config_to_hf(real_model.config)["vocab_size"] == 49_152
+    ids = torch.tensor([tokenizer.encode("The capital of France is")])
+    assert tokenizer.decode([real_model(ids)[0][0, -1].argmax()]) == " Paris"

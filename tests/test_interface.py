@@ -97,4 +97,5 @@ def test_each_idiom_runs_on_both_sides_and_gives_the_same_where_the_page_says_so
         other = value_of(right, ours)
         capsys.readouterr()
         if same:
+            assert one is not None, f"{left} gives nothing to compare"
             assert equal(plain(one), plain(other)), (left, right)

@@ -345,6 +345,57 @@ def test_ctrl_c_while_libraries_load_ends_quietly(command, module):
     assert (process.returncode, out, said) == (130, "", [])
 
 
+# What pip writes for [project.scripts].
+SCRIPT = """import re
+import sys
+from smol_scratch.__main__ import main
+if __name__ == '__main__':
+    sys.exit(main())
+"""
+# Sends SIGINT at the moment when a module is about to be imported; loads nothing itself.
+AT = """import posix, sys
+def at(event, given):
+    if event == "import" and given[0] == posix.environ[b"INTERRUPT_AT"].decode():
+        posix.kill(posix.getpid(), 2)
+sys.addaudithook(at)
+"""
+
+
+def interrupted_at(module, start, tmp_path, *words):
+    (tmp_path / "sitecustomize.py").write_text(AT)
+    (tmp_path / "smol-scratch").write_text(SCRIPT)
+    first = ["-m", "smol_scratch"] if start == "module" else [str(tmp_path / "smol-scratch")]
+    path = os.pathsep.join((str(tmp_path), str(assets.ROOT)))
+    return subprocess.run(
+        [sys.executable, *first, *words], capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "INTERRUPT_AT": module},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize("start", ["module", "script"])
+@pytest.mark.parametrize(
+    "module", ["smol_scratch.terminal", "difflib", "smol_scratch.assets", "smol_scratch.commands",
+               "smol_scratch.sampling", "tyro", "smol_scratch.speaker", "torch"],
+)  # fmt: skip
+def test_ctrl_c_ends_quietly_from_the_first_moment_of_the_program(module, start, tmp_path):
+    done = interrupted_at(module, start, tmp_path, "generate", "hi")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize(
+    ("module", "start"),
+    [("smol_scratch", "module"), ("signal", "module"),
+     ("smol_scratch", "script"), ("smol_scratch.__main__", "script"), ("signal", "script")],
+)  # fmt: skip
+def test_before_it_ctrl_c_is_pythons_own(module, start, tmp_path):
+    """Python starts, and three short files are read: nothing of ours could answer there."""
+    done = interrupted_at(module, start, tmp_path, "generate", "hi")
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+
+
 def test_ctrl_c_is_ignored_where_the_starter_asked_for_it():
     """As behind nohup."""
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"

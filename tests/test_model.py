@@ -205,7 +205,8 @@ def test_weights_survive_a_file_without_pickle(tmp_path):
 @pytest.mark.parametrize("kept", [0, 4, 9, 13])
 def test_the_cache_can_forget(kept):
     """All of it, some, or nothing; then it goes on as one that never saw what was forgotten."""
-    model, pieces, others = make(), tokens(length=13).split((4, 5, 4), dim=1), tokens(length=5)
+    model, seen = make(), tokens(length=18)
+    pieces = seen[:, :13].split((4, 5, 4), dim=1)
     cache, fresh = (KVCache(SMALL, batch_size=2, max_length=18) for _ in range(2))
     for piece in pieces:
         model(piece, cache=cache)
@@ -213,7 +214,7 @@ def test_the_cache_can_forget(kept):
     while fresh.length < kept:
         piece, *pieces = pieces
         model(piece, cache=fresh)
-    others = (others + 1) % SMALL.vocab_size  # other tokens than those forgotten
+    others = (seen[:, kept : kept + 5] + 1) % SMALL.vocab_size  # none that was forgotten, there
     assert torch.equal(model(others, cache=cache)[0], model(others, cache=fresh)[0])
     assert (cache.length, cache.nbytes) == (kept + 5, 2 * 2 * 2 * 2 * 18 * 8 * 4)
 

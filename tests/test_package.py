@@ -185,14 +185,14 @@ print(tokenizer.decode([logits[0, -1].argmax()]))
     assert python(program).stdout.strip() == "Paris"
 
 
-def test_importing_takes_less_than_two_seconds_beyond_torch():
-    timed = "import time, torch\nt = time.perf_counter()\nfrom smol_scratch import *\n"
-    timed += "print(time.perf_counter() - t)"
+def test_importing_takes_less_time_than_importing_torch():
+    timed = "import time; t = time.perf_counter()\nimport torch; u = time.perf_counter()\n"
+    timed += "from smol_scratch import *; print((time.perf_counter() - u) / (u - t))"
     # The best of up to three: the first one reads from the disk, and others use the machine too.
-    seconds = []
-    while len(seconds) < 3 and not any(second < 2 for second in seconds):
-        seconds.append(float(python(timed).stdout))
-    assert min(seconds) < 2, f"{seconds} seconds"
+    shares = []
+    while len(shares) < 3 and not any(share < 1 for share in shares):
+        shares.append(float(python(timed).stdout))
+    assert min(shares) < 1, f"{shares} of what torch takes"
 
 
 # What is declared is what is used

@@ -94,6 +94,7 @@ def test_every_command_exists():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
     for file in (README, (ROOT / "CONTRIBUTING.md").read_text("utf-8")):
         used = set(re.findall(r"`make (\w+)`|^make (\w+)", file, re.M))
+        assert used
         assert {a or b for a, b in used} <= targets
     assert '-c constraints.txt -e ".[notebooks,test]"' in README
     assert '-c constraints.txt -e ".[notebooks,test]"' in (ROOT / "Makefile").read_text("utf-8")

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -406,6 +407,29 @@ def test_a_full_disk_leaves_no_half_gguf(name, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export_gguf(make(SMALL), path)
     assert content(tmp_path) == {"mine.gguf": before}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.ENOTSUP])
+def test_a_drive_that_cannot_flush_a_folder_or_set_modes_gets_whole_exports(
+    tmp_path, monkeypatch, number
+):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    def chmod(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "chmod", chmod)
+    model = make(SMALL)
+    folder = export_pretrained(model, tmp_path / "mine")
+    path = export_gguf(model, tmp_path / "mine.gguf")
+    for place in (folder, path):
+        assert same_weights(load_pretrained(place, quiet=True), model)
 
 
 def test_weights_that_are_not_the_configurations_are_refused(tmp_path):

@@ -1,12 +1,15 @@
 """Text files to tokens: pieces give the tokens of the whole; what cannot be read is explained."""
 
 import codecs
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smol_scratch import assets
 from smol_scratch.texts import encode_files, read_pieces, text_files
 
 # Everything that the tokenizer's pattern looks at: letters, digits, signs, blanks of several kinds.
@@ -85,3 +88,26 @@ def test_what_is_not_there_or_holds_nothing_is_named(tmp_path, tokenizer):
         encode_files(tmp_path / "nowhere", tokenizer)
     with pytest.raises(ValueError, match=r"is a folder without \.txt files"):
         encode_files(tmp_path, tokenizer)
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from smol_scratch import load_text, load_tokenizer
+from smol_scratch.texts import encode_files
+tokenizer, text, file = load_tokenizer(), load_text(), Path(sys.argv[1])
+for times in (2, 12):
+    file.write_text(text * times, "utf-8")
+    assert len(encode_files(file, tokenizer)) == 341_094 * times
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is told in other units")
+def test_a_gigabyte_of_text_is_encoded_in_less_than_four(tmp_path):
+    """By what each further character takes at the peak: two bytes a token, twice, and no more."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "plays.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=assets.ROOT)
+    first, last = map(int, done.stdout.split())
+    assert (last - first) / (10 * 1_115_394) < 3

@@ -105,13 +105,32 @@ def test_exchanging_everything_that_differs_changes_the_answer_wholly(model):
     assert means[-1] == pytest.approx(1, abs=1e-3)
 
 
-def test_all_heads_together_are_the_attention(model):
-    prompts = torch.tensor([[5, 9, 1], [5, 10, 1]])
-    answers = torch.tensor([20, 30])
-    single = inside.patched_heads(model, prompts, answers, place=2, layer=2)
-    assert len(single) == 6
-    assert all(error >= 0 for _, error in single)
-    assert len({mean for mean, _ in single}) == 6
+def test_an_exchanged_head_adds_the_other_prompts_part_in_place_of_its_own(model):
+    """Written down plainly: what the head's columns of o_proj make of what it gathered."""
+    prompts, answers = torch.tensor([[5, 9, 1], [5, 10, 1], [5, 11, 1]]), torch.tensor([20, 30, 40])
+    attention = model.model.layers[2].self_attn
+    gathered = inside.inputs_of(model, attention.o_proj, prompts)[:, 2]  # (3, 48)
+    rows, other = torch.arange(3), answers.roll(-1)
+
+    def apart(logits):
+        return logits[rows, other] - logits[rows, answers]
+
+    before = model(prompts)[0][:, -1]
+    own, moved = apart(before), apart(before.roll(-1, dims=0))
+    found = inside.patched_heads(model, prompts, answers, place=2, layer=2)
+    assert len(found) == 6
+    for head, (mean, error) in enumerate(found):
+        mine = slice(8 * head, 8 * head + 8)
+        more = (gathered.roll(-1, dims=0) - gathered)[:, mine] @ attention.o_proj.weight[:, mine].T
+
+        def add(y, more=more):
+            return torch.cat((y[:, :2], y[:, 2:] + more[:, None]), dim=1)
+
+        with inside.changed_output(attention, add):
+            shares = (apart(model(prompts)[0][:, -1]) - own) / (moved - own)
+        assert mean == pytest.approx(float(shares.mean()), abs=1e-4)
+        assert error == pytest.approx(float(shares.std()) / 3**0.5, abs=1e-4)
+        assert abs(mean) > 1e-3, "or the test says little"
 
 
 def test_a_control_has_other_heads_of_the_same_blocks():
