@@ -941,7 +941,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(her
         for save in signals
     }
     try:
-        waiting, patience = set(signals), time.monotonic() + 100
+        waiting, patience = set(signals), time.monotonic() + 600  # else it hangs
         while waiting:
             assert time.monotonic() < patience, "no step was made"
             time.sleep(0.01)
