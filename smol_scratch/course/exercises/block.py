@@ -50,24 +50,27 @@ def _off(found: Tensor, expected: Tensor) -> float:
 
 
 @exercise
-def check_quiet(answer: float) -> str:
-    """Expect how far a change grows through 29 post-norm blocks with GPT-2's small writes."""
-
-    def grown(m: float) -> float:
-        factor: float = ((1 + 2 * m) / (1 + m)) ** (29 / 2)
-        return factor
-
-    if abs(answer - grown(0.95)) < 40:
-        raise Hint("that is the growth with the usual weights; what is written has shrunk")
-    if abs(answer - grown(0.95 / 60**0.5)) < 0.5:
-        raise Hint("m is a mean square: dividing the weights by √60 divides it by 60")
-    if abs(answer - (1 + 2 * 0.95 / 60) / (1 + 0.95 / 60)) < 0.005 or abs(answer - 1.008) < 0.001:
-        raise Hint("that is one block; there are 29 of them, one after another")
-    if abs(answer - grown(0.95 / 60) ** 2) < 0.1:
-        raise Hint("do not forget the square root in the factor of a block")
-    if abs(answer - grown(0.95 / 60)) > 0.05:
-        raise Hint(f"{answer} is not it: m = 0.95 becomes 0.95 / 60; put it into the formula")
-    return "small writes tame post-norm: a factor of about 1.25 in place of 300"
+def check_third_reading(answer: Sequence[float]) -> str:
+    """Expect the growth per block without a residual, and through 29 blocks with pre-norm."""
+    if not isinstance(answer, Sequence) or len(answer) != 2:
+        raise Hint("two numbers are wanted: (without a residual, with pre-norm)")
+    block, whole = answer
+    if abs(block - 2**0.5) < 0.01:
+        raise Hint("without a residual: that is the factor of two readings; now there are three")
+    if abs(block - 3) < 0.01:
+        raise Hint("without a residual: it is the *squares* of independent changes that add")
+    if abs(block - 3**0.5) > 0.01:
+        raise Hint(f"without a residual: {block} is not it. What do three changes of 1% add up to?")
+    if abs(whole - 3) < 1:
+        raise Hint("pre-norm: that is the growth of two readings; write the new factor out")
+    if whole > 20:
+        raise Hint("pre-norm: do not forget the root; and nearly everything in the product cancels")
+    if not 7 < whole < 12:
+        raise Hint(
+            f"pre-norm: {whole} is not it. In squares a block has S_(l+3) / S_(l+1): what is left "
+            "of 29 such factors, with S_l = 1 + 0.95 l?"
+        )
+    return "a third reading makes √3 of √2, and the depth itself of its root"
 
 
 _LOST = 7  # which of twelve blocks forgets to add

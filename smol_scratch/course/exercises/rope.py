@@ -16,16 +16,16 @@ from smol_scratch.model import RotaryPositionalEmbedding
 
 @exercise
 def check_later_key(answer: float) -> str:
-    """Expect the score of the query (2, 1) at 4 and the key (3, 1) at 5, a quarter turn a step."""
-    if math.isclose(answer, -1, abs_tol=1e-3):
-        raise Hint("that is the score one position *after* the key; here the query stands before")
+    """Expect the score of the query (2, 1) at 2 and the key (3, 1) at 9, a quarter turn a step."""
+    if math.isclose(answer, 1, abs_tol=1e-3):
+        raise Hint("that is offset +7, a query *after* its key; here the query stands before it")
     if math.isclose(answer, 7, abs_tol=1e-3):
         raise Hint("that is the score with no turn at all, at offset 0")
     if math.isclose(answer, -7, abs_tol=1e-3):
         raise Hint("that is half a turn, offset 2 or -2")
-    if not math.isclose(answer, 1, abs_tol=1e-3):
-        raise Hint(f"{answer} is not it. Offset 4 - 5 = -1: turn the query back by a quarter")
-    return "the score sees the signed offset, not the distance"
+    if not math.isclose(answer, -1, abs_tol=1e-3):
+        raise Hint(f"{answer} is not it. Offset 2 - 9 = -7: seven quarters back are one forwards")
+    return "the score sees the signed offset, and one pair takes -7 for 1"
 
 
 @exercise

@@ -233,7 +233,7 @@ def stream(sizes: Sequence[float], shares: np.ndarray) -> Figure:
                    label=label)  # fmt: skip
     right.axhline(100, color=_LINE, linewidth=0.9, linestyle=":")
     right.set(yscale="log", xlabel="block", ylabel="write, in % of the stream",
-              title="… and each write keeps its share")  # fmt: skip
+              title="… and the writes, measured by it")  # fmt: skip
     right.set_yticks([10, 100, 1000], ["10", "100", "1,000"])
     right.legend(fontsize=10)
     return describe(figure, """Left: the stream's size grows by more than a hundredfold through the

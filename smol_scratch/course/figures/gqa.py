@@ -16,6 +16,8 @@ from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 # White for nothing, the colour of attention for all.
 _SHADES = LinearSegmentedColormap.from_list("attention", ["white", COLOURS["attention"]])
+# White for no change, one colour for a loss that rises and one for a loss that falls.
+_LOSSES = LinearSegmentedColormap.from_list("losses", [COLOURS["right"], "white", COLOURS["wrong"]])
 
 
 def _readable(tokens: Sequence[str]) -> list[str]:
@@ -177,6 +179,40 @@ def fewer_heads(averaged: Mapping[str, float], runs: Mapping[int, Sequence[float
         "averaged into one; it rises by several nats. Right: held-out losses of tiny models that "
         "were trained with nine, three or one key-value heads, a dot for each seed, with means "
         "and standard errors; they lie close together.",
+    )
+
+
+def silenced_heads(
+    panels: Mapping[str, np.ndarray], marked: Mapping[str, tuple[int, int]], highest: float
+) -> Figure:
+    """Draw what it costs to silence each head, one cell for each.
+
+    Args:
+        panels: title to the rise of a loss in nats per token, (layers, heads).
+        marked: a name to the layer and head that it is written beside.
+        highest: the colours end there.
+    """
+    figure, axes = new_figure(len(panels), 1, figsize=(7.6, 2.35 * len(panels)), sharex=True)
+    image: Any = None
+    for ax, (title, rise) in zip(axes, panels.items(), strict=True):
+        _bare(ax)
+        image = ax.imshow(rise.T, cmap=_LOSSES, vmin=-highest, vmax=highest, aspect="auto")
+        for name, (layer, head) in marked.items():
+            ax.add_patch(Rectangle((layer - 0.5, head - 0.5), 1, 1, fill=False, lw=1.6, ec="black"))
+            right = layer < 24
+            ax.text(layer + (0.8 if right else -0.8), head, name, fontsize=9, va="center",
+                    ha="left" if right else "right")  # fmt: skip
+        ax.set_title(title, fontsize=10.5)
+        ax.set(ylabel="query head", yticks=range(0, rise.shape[1], 2))
+    axes[-1].set(xlabel="layer", xticks=range(0, len(rise), 5))
+    bar = figure.colorbar(image, ax=list(axes), shrink=0.8, aspect=22, pad=0.02, extend="both")
+    bar.set_label("rise of the loss (nats)")
+    bar.outline.set_visible(False)
+    return describe(
+        figure,
+        "Two maps with a column for each layer and a row for each of nine query heads. Above, what "
+        "silencing a head costs on a word that was read before: a few dark cells stand out. Below, "
+        "what it costs on the other words: nearly all cells are pale, but for the first layers.",
     )
 
 

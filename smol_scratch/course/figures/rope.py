@@ -26,7 +26,7 @@ def invention(panels: Mapping[str, np.ndarray]) -> Figure:
     )
     for ax, (title, table) in zip(axes, panels.items(), strict=True):
         image = ax.imshow(table, cmap="cividis", vmin=-1, vmax=1, aspect="auto")
-        ax.set(title=title, xticks=range(table.shape[1]), xticklabels=[])
+        ax.set(title=title, xticks=[])
         ax.grid(visible=False)
     axes[0].set(ylabel="position", yticks=range(0, len(table), 5))
     axes[-1].set_xlabel("fast → slow")
@@ -169,16 +169,14 @@ def two_orders(d: int) -> Figure:
     )
 
 
-def harm(
-    rows: Mapping[str, Mapping[str, tuple[float, float]]], highest: float | None = None
-) -> Figure:
+def harm(rows: Mapping[str, Mapping[str, tuple[float, float]]], words: str) -> Figure:
     """Draw the extra loss of wrong rotations, early and late in a passage.
 
     Args:
         rows: name of the rotation to (label of a stretch to mean and standard error), in nats.
-        highest: the axis ends there.
+        words: what is to be seen, for the alternative text.
     """
-    figure, ax = new_figure(figsize=(7.2, 0.55 + 0.5 * len(rows)))
+    figure, ax = new_figure(figsize=(7.2, 0.85 + 0.5 * len(rows)))
     looks = (("query", "o", -0.13), ("wrong", "s", 0.13))
     for row, stretches in enumerate(rows.values()):
         for (label, (mean, error)), (colour, mark, shift) in zip(
@@ -189,16 +187,12 @@ def harm(
     ax.axvline(0, color=COLOURS["residual"], linewidth=1)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5),
            xlabel="extra loss (nats per token, mean ± standard error over 5 passages)")  # fmt: skip
-    if highest is not None:
-        ax.set_xlim(-0.1, highest)
     ax.grid(axis="y", visible=False)
-    ax.legend(fontsize=9.5, loc="lower right")
+    ax.legend(fontsize=9.5, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return describe(
         figure,
         "Extra loss of the real model with each wrong rotation, for tokens 1 to 256 and 257 to "
-        "768. Neighbours, no rotation and the wrong direction cost more than a nat everywhere. "
-        "The wrong theta costs little. Rounding angles to bfloat16 costs nothing early and much "
-        "late.",
+        f"768. {words}",
     )
 
 
@@ -227,8 +221,8 @@ def beyond(ends: Sequence[int], curves: Mapping[str, Sequence[float]], context: 
         figure,
         "Loss against position on a passage of 12,288 tokens; the region beyond 8,192 is shaded. "
         "As released, the loss keeps its level for two thousand positions beyond and then rises. "
-        "With theta raised it stays level. With all positions divided by two it is about a nat "
-        "higher everywhere.",
+        "With theta raised it stays level. With all positions divided by two it is higher "
+        "everywhere, by about a nat within the context.",
     )
 
 

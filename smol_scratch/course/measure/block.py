@@ -30,6 +30,22 @@ class _WithoutGate(nn.Module):
         return out
 
 
+class _ThirdReading(nn.Module):
+    """SwiGLU with a third reading of the token, which is multiplied by the other two."""
+
+    def __init__(self, mlp: SwiGLU) -> None:
+        super().__init__()
+        self.mlp = mlp
+        hidden, C = mlp.up_proj.weight.shape
+        self.third_proj = nn.Linear(C, hidden, bias=False)
+        nn.init.normal_(self.third_proj.weight, std=C**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = F.silu(self.mlp.gate_proj(x)) * self.mlp.up_proj(x) * self.third_proj(x)
+        out: Tensor = self.mlp.down_proj(product)
+        return out
+
+
 @dataclass
 class Slopes:
     """What a fresh stack does to a signal and its gradient, means over seeds.
@@ -47,7 +63,7 @@ class Slopes:
 
 
 def slopes(
-    wiring: Wiring, std: float, *, gate: bool = True, seeds: Sequence[int] = (0, 1, 2)
+    wiring: Wiring, std: float, *, readings: int = 2, seeds: Sequence[int] = (0, 1, 2)
 ) -> Slopes:
     """Measure a fresh stack of thirty blocks, 192 wide, on 64 characters of Shakespeare.
 
@@ -56,7 +72,7 @@ def slopes(
     Args:
         wiring: how a block is wired.
         std: standard deviation of the initial weights.
-        gate: False takes the gate out of each MLP.
+        readings: of a token that each MLP multiplies; 1 takes the gate out, 3 adds one.
         seeds: of the weights.
     """
     letters = races.characters()[:65]
@@ -69,12 +85,13 @@ def slopes(
                 intermediate_size=512, init_std=std,
             )  # fmt: skip
             model = SmolLM2(config)
-        inner: Any = model.model
+            inner: Any = model.model
+            for block in inner.layers:
+                if readings != 2:
+                    block.mlp = {1: _WithoutGate, 3: _ThirdReading}[readings](block.mlp)
         x = inner.embed_tokens(letters[None, :64])  # (B, T, C)
         stream = [x]
         for block in inner.layers:
-            if not gate:
-                block.mlp = _WithoutGate(block.mlp)
             stream.append(wiring(block, stream[-1]))
         for x in stream:
             x.retain_grad()

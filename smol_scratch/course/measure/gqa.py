@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -301,6 +302,24 @@ def grouped_runs(record: list[dict[str, Any]]) -> dict[int, Tensor]:
     }
 
 
+def silenced_heads(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return what ``silenced_heads.csv`` holds, by layer and head.
+
+    Returns:
+        "copied", the rise of the loss of each passage's repeated word, (layers, heads, passages);
+        "rest", the mean rise of the losses before it, and "horse", the probability of "horse",
+        (layers, heads) each.
+    """
+    shape = max(r["layer"] for r in record) + 1, max(r["head"] for r in record) + 1
+    names = [name for name in record[0] if name.startswith("copied_")]
+    columns: dict[str, Any] = {
+        name: [r[name] for r in record] for name in ("rest", "horse", *names)
+    }
+    tables = {name: np.array(column).reshape(shape) for name, column in columns.items()}
+    copied = np.stack([tables[name] for name in names], axis=-1)
+    return {"copied": copied, "rest": tables["rest"], "horse": tables["horse"]}
+
+
 @torch.no_grad()
 def silence_each(
     model: SmolLM2,
@@ -333,3 +352,69 @@ def silence_each(
         with silenced(model, layer, head):
             found[name] = results(layer)
     return found
+
+
+def repeats(tokenizer: SmolLM2Tokenizer, text: str, count: int, length: int = 24) -> Tensor:
+    """Find passages that end as Richard's line does: two words, where the two have stood before.
+
+    The second word, of four letters or more, appears once before, right after the first word; so
+    the earlier pair tells what comes. No model is asked.
+
+    Args:
+        tokenizer: of the model that will read the passages.
+        text: any.
+        count: how many passages; the first that fits in each of as many equal stretches.
+        length: tokens of a passage, the answer not counted.
+
+    Returns:
+        The passages with their answers, (count, length + 1).
+    """
+    ids = tokenizer.encode(text)
+    words = tokenizer.tokens(torch.tensor(ids))
+    found = []
+    for stretch in range(count):
+        start = len(ids) * stretch // count
+        end = len(ids) * (stretch + 1) // count - length
+        for i in range(start, end):
+            last = i + length
+            if re.fullmatch(r" [a-z]{4,}", words[last]) and re.fullmatch(
+                r" [a-z]+", words[last - 1]
+            ):
+                passage, answer = ids[i:last], ids[last]
+                earlier = passage.index(passage[-1])
+                once = passage.count(passage[-1]) == 2 and passage.count(answer) == 1
+                if once and passage[earlier + 1] == answer:
+                    found.append([*passage, answer])
+                    break
+    return torch.tensor(found)
+
+
+@torch.no_grad()
+def fetched(
+    model: SmolLM2,
+    line: tuple[Tensor, int],
+    repeats: Tensor,
+    streams: Sequence[Sequence[Tensor]],
+    layer: int = 0,
+) -> tuple[float, Tensor, Tensor]:
+    """Measure how well a model says what it has read before.
+
+    Args:
+        model: any, with or without a head silenced in ``layer``.
+        line: of ``answer_and_line``.
+        repeats: of ``repeats``, (N, T + 1).
+        streams: of ``stream``, for the line and for the repeats without their answers.
+        layer: the first block that differs from the model that made the streams.
+
+    Returns:
+        The probability of "horse"; the loss of each passage's answer, (N,); and the mean loss of
+        every third token before it, (N,).
+    """
+    horse = logits_from(model, layer, streams[0][layer])[0, -1].softmax(-1)[line[1]].item()
+    x = streams[1][layer]
+    for block in list(model.model.layers)[layer:]:
+        x = block(x)
+    places = list(range(x.shape[1] - 1, -1, -3))  # the last first
+    logits = F.linear(model.model.norm(x[:, places]), model.model.embed_tokens.weight)
+    losses = F.cross_entropy(logits.mT, repeats[:, 1:][:, places], reduction="none")
+    return horse, losses[:, 0], losses[:, 1:].mean(1)

@@ -32,12 +32,14 @@ def everything(block):
 
 
 WRONG = {
-    "check_quiet": [
-        (300, "with the usual weights"),
-        (4.6, "m is a mean square"),
-        (1.008, "that is one block"),
-        (1.56, "square root"),
-        (30, "is not it"),
+    "check_third_reading": [
+        ((1.41, 9.3), "the factor of two readings"),
+        ((3, 9.3), "the *squares* of independent changes"),
+        ((1.5, 9.3), "What do three changes"),
+        ((1.73, 3), "the growth of two readings"),
+        ((1.73, 93), "do not forget the root"),
+        ((1.73, 5.2), "what is left of 29 such factors"),
+        (1.73, "two numbers are wanted"),
     ],
     "check_lost_plus": [
         (6, "is next to it"),

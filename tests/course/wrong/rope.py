@@ -21,10 +21,10 @@ def found(**changed):
 
 WRONG = {
     "check_later_key": [
-        (-1, "one position *after* the key"),
+        (1, "a query *after* its key"),
         (7, "no turn at all"),
         (-7, "half a turn"),
-        (0, "turn the query back by a quarter"),
+        (0, "seven quarters back are one forwards"),
     ],
     "check_shift_keys": [
         (forward, "went n positions forward"),
