@@ -201,6 +201,28 @@ def test_one_try_ends_after_three_seconds(monkeypatch):
     assert asked == [(("huggingface.co", 443), 3)]
 
 
+def test_a_server_that_answers_is_reached_and_let_go(monkeypatch):
+    closed = []
+    answer = SimpleNamespace(close=lambda: closed.append(True))
+    monkeypatch.setattr("socket.create_connection", lambda address, timeout: answer)
+    for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    assert assets.can_reach("huggingface.co") is True
+    assert closed == [True]
+
+
+def test_records_and_requirements_are_the_checkouts_or_the_installed_packages(
+    monkeypatch, tmp_path
+):
+    assert assets.records() == assets.ROOT / "data" / "records"
+    assert assets.requirements() == assets.ROOT / "requirements-assets.txt"
+    (tmp_path / "records").mkdir()
+    (tmp_path / "requirements-assets.txt").touch()
+    monkeypatch.setattr(assets, "__file__", str(tmp_path / "assets.py"))
+    assert assets.records() == tmp_path / "records"
+    assert assets.requirements() == tmp_path / "requirements-assets.txt"
+
+
 def test_data_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("SMOL_SCRATCH_DATA", raising=False)
     assert assets.data_dir() == assets.ROOT / "data"
@@ -283,7 +305,7 @@ def test_windows_is_not_asked_to_open_a_folder(tmp_path, monkeypatch, system, fl
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "folder" / "file"
+    path = tmp_path / "several" / "folders" / "file"
     assets.write_atomically(path, b"first")
 
     def fail(*_):
