@@ -1,6 +1,11 @@
+// Between two pages of file:// no browser lets a script read: results are shown without their context.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
 // Where there is JavaScript, the picture of an explorable gives way to the page itself, as high as it
 // says it is. What the page says and hears, book.py has added to it (EXPLORE_SCRIPT).
 document.addEventListener("DOMContentLoaded", () => {
+  // The theme names the button "Search" and shows "Search Ctrl+K": who speaks to it says what is shown.
+  document.querySelectorAll(".search-button-field").forEach((one) => one.removeAttribute("aria-label"));
   const frames = [...document.querySelectorAll("figure.explore")].map((figure) => {
     const frame = document.createElement("iframe");
     frame.src = figure.dataset.src;
