@@ -854,6 +854,62 @@ def test_what_a_run_says(here, capsys):
     assert "\r" not in said.out + said.err  # no bar outside a terminal
 
 
+@pytest.mark.parametrize(
+    ("how", "tokens", "more", "expected"),
+    [
+        ({}, 81, {}, ["text: 81 tokens, 5 batches of 2 × 8 a pass"]),
+        ({}, 82, {}, ["text: 82 tokens, 5 batches of 2 × 8 a pass",
+                      "  of which the last 1 are in no batch: a pass is of whole batches"]),
+        ({"accumulate": 3}, 1200, {},
+         ["text: 1,200 tokens, 74 batches of 2 × 8 a pass, 3 to an update",
+          "  of which the last 15 are in no batch: a pass is of whole batches"]),
+        ({"warmup_steps": 11}, 81, {}, ["text: 81 tokens, 5 batches of 2 × 8 a pass",
+                                        "warm-up: 10 steps, not 11: half of the schedule"]),
+        ({"warmup_steps": 10}, 81, {}, ["text: 81 tokens, 5 batches of 2 × 8 a pass"]),
+        ({}, 81, {"world_size": 4}, ["text: 81 tokens, 5 batches of 2 × 8 × 4 processes a pass"]),
+    ],
+)  # fmt: skip
+def test_what_is_said_before_the_first_step(how, tokens, more, expected):
+    text = [i % 61 for i in range(tokens)]
+    state = begin(text, **how)
+    vars(state).update(more)
+    lines: list[str] = []
+    run.say_start(state, text, None, lines.append)
+    count = sum(w.numel() for w in state.model.parameters())
+    assert lines == [
+        f"model: 135M, {count:,} parameters, on cpu",
+        "products in torch.float32: as asked",
+        *expected,
+        "held out: nothing, so nobody will know what it learns by heart (see --held-out)",
+        "steps 0 → 20",
+    ]
+
+
+def test_what_is_held_out_is_said_with_what_is_looked_at():
+    lines: list[str] = []
+    state = begin(held_out=list(range(50)), eval_interval=7, eval_sequences=3)
+    run.say_start(state, TOKENS, list(range(50)), lines.append)
+    assert "held out: 50 tokens, of which 24 are looked at every 7 steps" in lines
+
+
+def test_a_run_that_goes_on_shows_its_first_step_whatever_the_interval(here, capsys):
+    quiet = ("--log-interval", "100", "--eval-interval", "0", "--checkpoint-interval", "0")
+    assert command("--steps", "3", "--save", "one", *quiet) == 0
+    capsys.readouterr()
+    assert command("--ckpt", "one", "--save", "two", "--steps", "5", *quiet) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split(" | ")[0] for line in shown] == ["step 3"]
+
+
+def test_an_interruption_after_the_last_step_ends_the_run_as_it_would_have_ended(
+    here, capsys, monkeypatch
+):
+    monkeypatch.setattr(run, "_any_process", lambda mine, state: state.step == 2)
+    assert command("--steps", "2", "--save", "whole") == 0
+    assert "interrupted" not in capsys.readouterr().out
+    assert {path.name for path in here.iterdir()} == {"text.txt", "whole", "whole.csv"}
+
+
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(here, capsys, monkeypatch):
     often = ("--steps", "6", "--checkpoint-interval", "2", "--eval-interval", "0")
     room = itertools.chain([10**12], itertools.repeat(1000))
@@ -1200,7 +1256,7 @@ def test_the_first_signal_says_what_will_happen(capfd):
     assert capfd.readouterr().err == "\nThe step ends first.\n"
 
 
-def test_a_second_ctrl_c_ends_quietly_and_the_next_start_is_not_refused(here, capsys, monkeypatch):
+def test_a_second_ctrl_c_ends_quietly_and_the_next_start_is_not_refused(here, capfd, monkeypatch):
     def two_signals(*_):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -1209,7 +1265,10 @@ def test_a_second_ctrl_c_ends_quietly_and_the_next_start_is_not_refused(here, ca
     assert command("--steps", "5", "--save", "big") == 130
     monkeypatch.undo()
     monkeypatch.chdir(here)
-    assert "Traceback" not in capsys.readouterr().err
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    megabytes = round(3 * 4 * 5_112_672 / 1e6)  # weights and two moments, four bytes each
+    assert f"then a checkpoint of {megabytes} MB is saved" in said
     assert command("--steps", "5", "--save", "big") == 0
 
 
