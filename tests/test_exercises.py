@@ -13,7 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smol_scratch import RMSNorm
 from smol_scratch.course import exercises
+from smol_scratch.course.exercises import rmsnorm as of_rmsnorm
 from tests.course.wrong.gqa import all_at_once, without_maximum
 
 NAMES = ("start", "rmsnorm", "rope", "gqa", "swiglu", "block", "assembled", "dataset", "parameters",
@@ -314,6 +316,27 @@ def test_what_is_missing_is_not_done(capsys):
         assert said("gqa.check_streamed", answer, capsys).startswith("not done yet")
     blank = {"temperature": 1.6, "top_p": ..., "first": ...}
     assert "fill in your answer" in said("generation.check_mystery", blank, capsys)
+
+
+def test_each_patient_is_ill_as_its_chart_says_and_in_no_other_way(capsys):
+    """The charts are read off the patients' outputs alone."""
+    x, ones = torch.randn(2, 5, 16), torch.ones(1, 1, 16)
+    later = x.clone()
+    later[:, -1] += 1
+    found = {}
+    for letter, norm in of_rmsnorm.patients().items():
+        right = RMSNorm(16, eps=1e-5)
+        right.weight.data = norm.weight.data
+        signs = {
+            "mean over time": not torch.allclose(norm(later)[:, :-1], norm(x)[:, :-1]),
+            "subtracts the mean": torch.allclose(norm(x + 5), norm(x), atol=1e-4),
+            "ε outside the root": torch.allclose(norm(x), right(x), atol=1e-3)
+            and not torch.allclose(norm(1e-3 * x), right(1e-3 * x), atol=1e-2),
+            "weight plus one": torch.allclose(norm(ones)[0, 0], norm.weight + 1, atol=1e-4),
+            "healthy": all(torch.allclose(norm(y), right(y)) for y in (x, 1e-3 * x, x + 5, ones)),
+        }
+        [found[letter]] = [diagnosis for diagnosis, shown in signs.items() if shown]
+    assert said("rmsnorm.check_diagnoses", found, capsys).startswith("correct: ")
 
 
 def test_an_error_of_the_readers_is_named(capsys):
