@@ -14,7 +14,7 @@ import torch
 from smol_scratch import assets
 from smol_scratch.course.measure.gqa import grouped_run
 
-SEEDS = 2
+SEEDS = 3
 
 
 def main() -> None:

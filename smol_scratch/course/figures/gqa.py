@@ -198,7 +198,9 @@ def silenced_heads(
         _bare(ax)
         image = ax.imshow(rise.T, cmap=_LOSSES, vmin=-highest, vmax=highest, aspect="auto")
         for name, (layer, head) in marked.items():
-            ax.add_patch(Rectangle((layer - 0.5, head - 0.5), 1, 1, fill=False, lw=1.6, ec="black"))
+            ax.add_patch(
+                Rectangle((layer - 0.5, head - 0.5), 1, 1, fill=False, lw=1.6, clip_on=False)
+            )
             right = layer < 24
             ax.text(layer + (0.8 if right else -0.8), head, name, fontsize=9, va="center",
                     ha="left" if right else "right")  # fmt: skip
