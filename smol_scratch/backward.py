@@ -209,15 +209,15 @@ def embedding_backward(dx: Tensor, idx: Tensor, vocab_size: int) -> Tensor:
     """Take the gradient of the looked-up vectors back to the table: added up by token.
 
     Args:
-        dx: (B, T, C).
-        idx: token numbers, (B, T).
+        dx: (..., C).
+        idx: token numbers, (...).
         vocab_size: rows of the table.
 
     Returns:
         (V, C); zero where a token does not occur in ``idx``.
     """
     dtable = dx.new_zeros(vocab_size, dx.shape[-1])  # (V, C)
-    return dtable.index_add_(0, idx.flatten(), dx.flatten(0, 1))
+    return dtable.index_add_(0, idx.flatten(), dx.flatten(0, -2))
 
 
 # The model.

@@ -18,7 +18,7 @@ from smol_scratch.model import Block, SmolLM2, SwiGLU
 Wiring = Callable[[nn.Module, Tensor], Tensor]  # of a block and the stream (B, T, C)
 
 
-class _WithoutGate(nn.Module):
+class WithoutGate(nn.Module):
     """The MLP before SwiGLU, with the matrices of one: nothing is multiplied with anything."""
 
     def __init__(self, mlp: SwiGLU) -> None:
@@ -26,6 +26,7 @@ class _WithoutGate(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map vectors (..., C) to (..., C)."""
         out: Tensor = self.mlp.down_proj(F.silu(self.mlp.up_proj(x)))
         return out
 
@@ -88,7 +89,7 @@ def slopes(
             inner: Any = model.model
             for block in inner.layers:
                 if readings != 2:
-                    block.mlp = {1: _WithoutGate, 3: _ThirdReading}[readings](block.mlp)
+                    block.mlp = {1: WithoutGate, 3: _ThirdReading}[readings](block.mlp)
         x = inner.embed_tokens(letters[None, :64])  # (B, T, C)
         stream = [x]
         for block in inner.layers:

@@ -1,0 +1,160 @@
+"""Checkers for notebook 15, the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smol_scratch import backward
+from smol_scratch.config import SmolLM2Config
+from smol_scratch.course.exercises import Hint, exercise
+from smol_scratch.course.measure.replaced import replaced
+from smol_scratch.model import SmolLM2
+
+_PENCIL = {"gate": 4, "up": 6, "x": 25}
+
+
+@exercise
+def check_pencil(answer: Mapping[str, float]) -> str:
+    """Expect the gradients at gate, up and x of y = x + (3x)(2x) at x = 2."""
+    if not isinstance(answer, Mapping) or set(answer) != set(_PENCIL):
+        raise Hint('the answer is a dictionary with "gate", "up" and "x"')
+    found = {name: float(value) for name, value in answer.items()}
+    if (found["gate"], found["up"]) == (6, 4):
+        raise Hint("each factor gets the value of the *other* one, not its own")
+    if found["gate"] != 4:
+        raise Hint(f"{answer['gate']} at the gate: y grows with it as fast as up is large")
+    if found["up"] != 6:
+        raise Hint(f"{answer['up']} at up: y grows with it as fast as gate is large")
+    if found["x"] == 24:
+        raise Hint("24 comes through the branch; x is used a third time, beside it")
+    if found["x"] in (10, 11):
+        raise Hint("on the way to x the gradients still pass the 3 and the 2")
+    if found["x"] != 25:
+        raise Hint(f"{answer['x']} at x: three uses, so three gradients to add")
+    return "y = x + 6x², whose slope 1 + 12x is 25 at x = 2"
+
+
+@exercise
+def check_layer_norm(answer: Callable[..., tuple[Tensor, Tensor]]) -> str:
+    """Expect a function (dy, x, weight, eps) -> dx, dweight for LayerNorm without bias."""
+    generator = torch.Generator().manual_seed(5)
+    x, dy = torch.randn(2, 3, 4, 10, generator=generator, dtype=torch.double)
+    x = 2 * x + 1
+    weight = torch.randn(10, generator=generator, dtype=torch.double).requires_grad_()
+    x.requires_grad_()
+    want = torch.autograd.grad(F.layer_norm(x, (10,), weight, eps=1e-5), (x, weight), dy)
+    found = answer(dy, x.detach(), weight.detach(), 1e-5)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise Hint("return two tensors: dx and dweight")
+    for name, ours, theirs in zip(("dx", "dweight"), found, want, strict=True):
+        if not isinstance(ours, Tensor) or ours.shape != theirs.shape:
+            shape = tuple(getattr(ours, "shape", ()))
+            raise Hint(f"{name} has shape {shape}; it must be {tuple(theirs.shape)}")
+    dx, dweight = found
+    if not torch.allclose(dweight, want[1]):
+        plain = torch.autograd.grad(F.rms_norm(x, (10,), weight, 1e-5), weight, dy)[0]
+        if torch.allclose(dweight, plain):
+            raise Hint("dweight is RMSNorm's: what the weight multiplies has its mean taken off")
+        raise Hint("dweight is off: it is the sum over all tokens of dy times what was normalised")
+    if torch.allclose(dx, want[0]):
+        return "the mean goes out of the gradient as it went out of x: one more term, same pattern"
+    n = F.layer_norm(x.detach(), (10,), eps=1e-5)
+    dn = dy * weight.detach()
+    r = (x.detach().var(-1, keepdim=True, correction=0) + 1e-5).rsqrt()
+    if torch.allclose(dx, r * (dn - n * (dn * n).mean(-1, keepdim=True))):
+        raise Hint("dx is RMSNorm's: adding a constant to x changes nothing either, so the mean "
+                   "of dn must go as well")  # fmt: skip
+    if torch.allclose(dx, r * (dn - dn.mean(-1, keepdim=True))):
+        raise Hint("dx lets the mean go, and forgets that r depends on x too")
+    if torch.allclose(dx, r * dn):
+        raise Hint("dx treats mean and r as constants; both depend on x")
+    raise Hint("dx is off. Its sum over the channels of a token must be 0, and so must its "
+               "product with the normalised x (up to eps)")  # fmt: skip
+
+
+WRONG_TENSOR = "model.layers.1.mlp.gate_proj.weight"
+
+
+@lru_cache(maxsize=1)
+def _small() -> tuple[SmolLM2, Tensor, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        model = SmolLM2(
+            SmolLM2Config(
+                vocab_size=61, block_size=32, n_layer=3, n_head=6, n_kv_head=2, n_embd=48,
+                intermediate_size=80, head_dim=8, init_std=48**-0.5,
+            )
+        )  # fmt: skip
+        idx, targets = torch.randint(61, (2, 2, 16))
+    return model, idx, targets
+
+
+def colleague() -> tuple[SmolLM2, Tensor, Tensor, dict[str, Tensor]]:
+    """Return a model, tokens and targets (B, T), and the gradients that a colleague computed."""
+    model, idx, targets = _small()
+    right, calls = backward.gate_backward, 0
+
+    def wrong(dp: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        dgate, dup = right(dp, gate, up)
+        return (dp * up * torch.sigmoid(gate) if calls == 2 else dgate), dup
+
+    with replaced([backward], "gate_backward", wrong):
+        _, grads = backward.loss_and_gradients(model, idx, targets)
+    return model, idx, targets, grads
+
+
+@exercise
+def check_first_wrong(answer: str) -> str:
+    """Expect the name of the tensor whose gradient is the first wrong one on the way back."""
+    model, idx, targets, grads = colleague()
+    if answer not in grads:
+        raise Hint(f"{answer!r} is no name of a parameter; copy one from the keys of the gradients")
+    _, right = backward.loss_and_gradients(model, idx, targets)
+    apart = float((grads[answer] - right[answer]).norm() / right[answer].norm())
+    if apart < 1e-4:
+        raise Hint(f"{answer} is right, up to rounding")
+    if answer == "model.embed_tokens.weight":
+        raise Hint("the table is wrong through its look-up, the very last thing on the way back")
+    if ".layers.0." in answer:
+        raise Hint("layer 0 is wrong, but it is the last to be reached: the error comes from later "
+                   "layers")  # fmt: skip
+    if answer != WRONG_TENSOR:
+        raise Hint(f"{answer} is wrong, but something that the backward pass reaches sooner is too")
+    return ("all before it on the way back is right, `up` beside it too: the fault sits in the "
+            "bend of layer 1, a slope that lost a term")  # fmt: skip
+
+
+@exercise
+def check_accumulate(answer: Callable[..., dict[str, Tensor]]) -> str:
+    """Expect a function (model, pieces) -> gradients of the mean over all counted targets."""
+    model, idx, targets = _small()
+    targets = targets.clone()
+    targets[1, 3:] = -100
+    pieces = [(idx[:1], targets[:1]), (idx[1:], targets[1:])]
+    _, want = backward.loss_and_gradients(model, idx, targets)
+    each = [backward.loss_and_gradients(model, *piece)[1] for piece in pieces]
+    found = answer(model, pieces)
+    if not isinstance(found, Mapping) or set(found) != set(want):
+        raise Hint("return a dictionary with a gradient under each parameter's name")
+
+    def near(expected: Callable[[str], Tensor]) -> bool:
+        return all(torch.allclose(found[name], expected(name), atol=1e-6) for name in want)
+
+    if near(lambda name: (each[0][name] + each[1][name]) / 2):
+        raise Hint("this is the mean of the two means: a target in the short piece counts five "
+                   "times as much as one in the long piece")  # fmt: skip
+    if near(lambda name: each[0][name] + each[1][name]):
+        raise Hint("this is the sum of the two means; twice the bug's length")
+    if near(lambda name: 16 * each[0][name] + 3 * each[1][name]):
+        raise Hint("each piece has its right weight; the sum still wants dividing by all targets")
+    if not near(lambda name: want[name]):
+        raise Hint("not the gradient of all pieces at once. How many targets of a piece count? "
+                   "Those that are -100 do not")  # fmt: skip
+    return "each piece weighs as many targets as it has, and pieces are no longer seen"

@@ -1,0 +1,283 @@
+"""Figures of notebook 15, the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+
+from smol_scratch.course.figures.drawing import HIGH, arrow, box, canvas
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
+
+_LINE, _BACK = COLOURS["residual"], COLOURS["wrong"]
+
+
+def opening(curves: Mapping[str, np.ndarray], steps: Sequence[float], chance: float) -> Figure:
+    """Draw the losses of trainings with different gradients, none of them named.
+
+    Args:
+        curves: name to losses in nats per character, (seeds, points).
+        steps: of the points.
+        chance: the loss of a blind guess.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.3))
+    for lines in curves.values():
+        ax.plot(steps, lines.mean(0), color=COLOURS["query"], linewidth=1.6)
+    ax.axhline(chance, color=_LINE, linewidth=1)
+    ax.text(steps[-1], chance - 0.04, "a blind guess", fontsize=10, va="top", ha="right")
+    ax.set(xlabel="training step", ylabel="loss (nats per character)",
+           title="seven backward passes, six of them wrong: all learn")  # fmt: skip
+    return describe(figure, """Seven training losses, each the mean of three seeds. All of them fall
+        far below a blind guess, although six of the seven have a wrong gradient; most lie on top
+        of each other.""")  # fmt: skip
+
+
+def _node(ax: Any, x: float, y: float, sign: str, colour: str = "residual") -> None:
+    ax.add_patch(
+        Circle((x, y), 0.28, facecolor="white", edgecolor=COLOURS[colour], linewidth=1.6, zorder=4)
+    )
+    ax.text(x, y, sign, ha="center", va="center_baseline", fontsize=13, zorder=5)
+
+
+def _both(ax: Any, x: float, y: float, forward: str, back: str) -> None:
+    """Write what passes a line forwards above it, and what comes back below."""
+    ax.text(x, y + 0.1, forward, ha="center", va="bottom", fontsize=10)
+    ax.text(x, y - 0.12, back, ha="center", va="top", fontsize=10, color=_BACK, weight="bold")
+
+
+def pencil() -> Figure:
+    """Draw y = x + (2x)(x) with the numbers of the example, forwards and back."""
+    figure, ax = canvas(15, 5.4)
+    x0, x1, xp, xs = 2.9, 5.9, 9.3, 12.1
+    ax.plot([0.3, 14.3], [4.2, 4.2], color=_LINE, linewidth=3, zorder=0)
+    arrow(ax, (13.9, 4.2), (14.7, 4.2))
+    for y in (2.5, 0.8):
+        ax.plot([x0, x0], [4.2, y], color=_LINE, linewidth=1.5, zorder=0)
+        arrow(ax, (x0, y), (x1 - 0.75, y))
+    box(ax, x1 - 0.75, 2.5 - HIGH / 2, 1.5, "· 2", "gate", filled=False)
+    box(ax, x1 - 0.75, 0.8 - HIGH / 2, 1.5, "· 1", "up", filled=False)
+    ax.plot([x1 + 0.75, xp - 0.28], [2.5, 2.5], color=_LINE, linewidth=1.5, zorder=0)
+    ax.plot([x1 + 0.75, xp, xp], [0.8, 0.8, 2.2], color=_LINE, linewidth=1.5, zorder=0)
+    ax.plot([xp + 0.28, xs, xs], [2.5, 2.5, 3.9], color=_LINE, linewidth=1.5, zorder=0)
+    _node(ax, xp, 2.5, "×", "mlp")
+    _node(ax, xs, 4.2, "+")
+    ax.add_patch(Circle((x0, 4.2), 0.1, color=_LINE, zorder=4))
+    _both(ax, 1.5, 4.2, "x = 3", "1 + 6 + 6 = 13")
+    _both(ax, 7.2, 4.2, "3", "1")
+    _both(ax, 13.2, 4.2, "y = 21", "1")
+    _both(ax, 4.0, 2.5, "3", "2 · 3 = 6")
+    _both(ax, 4.0, 0.8, "3", "1 · 6 = 6")
+    _both(ax, 7.8, 2.5, "6", "3")
+    _both(ax, 7.8, 0.8, "3", "6")
+    _both(ax, 10.8, 2.5, "18", "1")
+    for x, y, words in (
+        (x0 + 0.15, 4.72, "used three times:\ngradients add"),
+        (xs, 4.72, "sum: gradient copied"),
+        (xp + 0.5, 1.75, "product: each side gets\nthe other's value"),
+    ):
+        ax.text(x, y, words, fontsize=9.5, style="italic", va="bottom" if y > 3 else "top",
+                ha="center" if x == xs else "left")  # fmt: skip
+    ax.set_ylim(0, 5.6)
+    return describe(figure, """The example on paper. Forwards, above the lines: x is 3 and is used
+        three times: beside, as gate 6, as up 3; the product is 18, the sum 21. Backwards, below the
+        lines: 1 comes in, the sum copies it, the product hands 3 to the gate and 6 to up, and at x
+        the three gradients 1, 6 and 6 add up to 13.""")  # fmt: skip
+
+
+def used_twice() -> Figure:
+    """Draw the three places of the model where one thing has several uses, and gradients add."""
+    figure, ax = canvas(16, 5.2)
+    for left, title in ((0.2, "the stream"), (5.7, "a key of a group"), (11.2, "the table")):
+        ax.text(left, 4.85, title, fontsize=11, weight="bold")
+    # The stream.
+    ax.plot([0.2, 4.6], [3.4, 3.4], color=_LINE, linewidth=3, zorder=0)
+    ax.plot([1.2, 1.2], [3.4, 1.6], color=_LINE, linewidth=1.5, zorder=0)
+    arrow(ax, (1.2, 1.6), (1.7, 1.6))
+    box(ax, 1.7, 1.3, 1.5, "branch", "mlp")
+    ax.plot([3.2, 3.7, 3.7], [1.6, 1.6, 3.1], color=_LINE, linewidth=1.5, zorder=0)
+    _node(ax, 3.7, 3.4, "+")
+    ax.add_patch(Circle((1.2, 3.4), 0.1, color=_LINE, zorder=4))
+    ax.text(0.2, 3.75, "dh = dout + dbranch", fontsize=10, color=_BACK, weight="bold")
+    # A key of a group.
+    for i, (y, words) in enumerate(((3.5, "+1"), (2.4, "+2"), (1.3, "−1"))):
+        box(ax, 9.0, y - HIGH / 2, 1.2, f"q{i + 1}", "query", filled=False)
+        arrow(ax, (9.0, y), (7.25, 2.4 + (y - 2.4) * 0.15), colour="wrong")
+        ax.text(8.45, y + (0.08, 0.1, -0.55)[i], words, fontsize=10, color=_BACK, weight="bold",
+                ha="center", va="bottom")  # fmt: skip
+    box(ax, 5.9, 2.4 - HIGH / 2, 1.3, "key", "key", filled=False)
+    ax.text(6.55, 1.75, "dk = 2", fontsize=10, color=_BACK, weight="bold", ha="center", va="top")
+    # The table.
+    box(ax, 11.3, 2.4 - HIGH / 2, 1.4, "table", "embedding")
+    box(ax, 13.9, 3.2 - HIGH / 2, 1.7, "look-up", "embedding", filled=False)
+    box(ax, 13.9, 1.6 - HIGH / 2, 1.7, "head", "embedding", filled=False)
+    for y, words in ((3.2, "a few rows"), (1.6, "every row")):
+        arrow(ax, (13.9, y), (12.75, 2.4 + (y - 2.4) * 0.2), colour="wrong")
+        ax.text(14.75, y - 0.42, words, fontsize=10, color=_BACK, weight="bold", ha="center",
+                va="top")  # fmt: skip
+    ax.text(8.0, 0.35, "used several times on the way forward: gradients add on the way back",
+            fontsize=10.5, ha="center", style="italic")  # fmt: skip
+    return describe(figure, """Three places where one thing is used several times and its gradients
+        add. The stream: beside the branch and in it. A key: by the three queries of its group,
+        which send back 1, 2 and minus 1, together 2. The table: by the look-up, which touches a few
+        rows, and by the head, which touches every row.""")  # fmt: skip
+
+
+def way_back() -> Figure:
+    """Draw a block's backward pass: what flows from right to left, where it splits and adds."""
+    figure, ax = canvas(16.4, 6.0)
+    y, low = 5.0, 2.2
+    ax.plot([0.5, 16.1], [y, y], color=_BACK, linewidth=3, zorder=0)
+    arrow(ax, (0.9, y), (0.2, y), colour="wrong")
+    for right, parts in (
+        (15.2, (("down", "down", "dp"), ("SiLU · up", "mlp", "dgate, dup"),
+                ("gate, up", "gate", "db"), ("norm", "norm", ""))),
+        (7.4, (("o", "attention", "dy"), ("softmax", "attention", "dq, dk, dv"),
+               ("q, k, v", "query", "da"), ("norm", "norm", ""))),
+    ):  # fmt: skip
+        left = right - 6.9
+        ax.add_patch(Circle((right, y), 0.1, color=_BACK, zorder=4))
+        _node(ax, left, y, "+", "wrong")
+        ax.plot([right, right], [y, low], color=_BACK, linewidth=1.5, zorder=0)
+        at = right - 0.15
+        for name, colour, words in parts:
+            box(ax, at - 1.35, low - HIGH / 2, 1.35, name, colour, size=9)
+            if words:
+                arrow(ax, (at - 1.35, low), (at - 1.75, low), colour="wrong")
+                ax.text(at - 1.5, low - 0.5, words, fontsize=9.5, ha="center", va="top",
+                        color=_BACK, weight="bold")  # fmt: skip
+            at -= 1.75
+        ax.plot([at + 0.4, left, left], [low, low, y - 0.3], color=_BACK, linewidth=1.5, zorder=0)
+    for x, words in ((15.9, "dout"), (7.85, "dh"), (0.0, "dx")):
+        ax.text(x, y + 0.2, words, fontsize=11, ha="center", va="bottom", color=_BACK,
+                weight="bold")  # fmt: skip
+    ax.text(11.5, y + 0.2, "copied, unchanged", fontsize=9.5, ha="center", va="bottom",
+            style="italic")  # fmt: skip
+    for x, words in ((11.75, "MLP"), (3.95, "attention")):
+        ax.text(x, 3.5, words, fontsize=11, ha="center", weight="bold")
+    ax.text(8.2, 0.5, "on the way each matrix and each norm gets the gradient of its own weight",
+            fontsize=10, ha="center", style="italic")  # fmt: skip
+    return describe(figure, """A block, read from right to left. The stream's gradient dout is
+        copied: one copy runs straight on, the other goes back through down, the product, gate and
+        up and the norm; both are added to dh. The same again through o, softmax, q k v and the
+        first norm gives dx.""")  # fmt: skip
+
+
+_KINDS = {
+    "logits": "embedding",
+    "MLP, 1,536 wide": "gate",
+    "stream and attention, 576 wide": "attention",
+    "the rest": "other",
+}
+
+
+def kept(bars: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw how many numbers per token each way keeps between forward and backward pass.
+
+    Args:
+        bars: name to a kind of ``_KINDS`` to numbers per token.
+    """
+    figure, ax = new_figure(figsize=(7.5, 2.6))
+    for row, kinds in enumerate(bars.values()):
+        left = 0.0
+        for kind, colour in _KINDS.items():
+            width = kinds.get(kind, 0) / 1000
+            ax.barh(row, width, left=left, height=0.62, color=COLOURS[colour],
+                    label=kind if row == 0 else None, edgecolor="white")  # fmt: skip
+            if width > 30:
+                ax.text(left + width / 2, row, f"{width:.0f}", ha="center", va="center",
+                        color="white", fontsize=10, weight="bold")  # fmt: skip
+            left += width
+        ax.text(left + 4, row, f"{left:.0f}", va="center", fontsize=10)
+    ax.set_yticks(range(len(bars)), list(bars))
+    ax.invert_yaxis()
+    ax.set(xlabel="thousands of numbers kept per token", xlim=(0, 480))
+    ax.grid(visible=False, axis="y")
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9.5)
+    return describe(figure, """What waits in memory between the two passes, per token. Autograd
+        keeps more than twice as much as the backward pass by hand: twice the width of the logits,
+        which we do not keep at all, and more in MLPs, stream and attention.""")  # fmt: skip
+
+
+def shares(parts: Mapping[str, tuple[float, float, float]], layers: np.ndarray) -> Figure:
+    """Draw where a sentence's gradient lies: by part, and by layer.
+
+    Args:
+        parts: name to share of the squared gradient, its standard error, and share of the
+            parameters.
+        layers: share of each layer, (sentences, layers).
+    """
+    figure, (left, right) = new_figure(1, 2, figsize=(8.0, 3.6), width_ratios=[1.25, 1])
+    for row, (share, error, size) in enumerate(parts.values()):
+        left.barh(row, 100 * share, height=0.6, color=COLOURS["query"])
+        left.plot([100 * (share - error), 100 * (share + error)], [row, row], color="black")
+        left.plot(100 * size, row, "D", color=COLOURS["key"], markersize=6)
+    left.set_yticks(range(len(parts)), list(parts), fontsize=10)
+    left.invert_yaxis()
+    left.set(xlabel="share in %", title="bar: of the squared gradient\ndiamond: of the parameters")
+    left.grid(visible=False, axis="y")
+    mean, error = layers.mean(0), layers.std(0, ddof=1) / len(layers) ** 0.5
+    right.bar(range(layers.shape[1]), 100 * mean, color=COLOURS["query"], width=0.7)
+    for i, (m, e) in enumerate(zip(mean, error, strict=True)):
+        right.plot([i, i], [100 * (m - e), 100 * (m + e)], color="black", linewidth=1.2)
+    right.set(xlabel="layer", ylabel="share in %", title="the same, layer by layer")
+    right.grid(visible=False, axis="x")
+    return describe(figure, """Where the squared gradient of a sentence lies. By part: down and the
+        table lead, the norms' weights have a share far beyond their number. By layer: layers 0 and
+        11 stand out.""")  # fmt: skip
+
+
+def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Draw how far each row of the table moved against how often its token occurred.
+
+    Args:
+        points: title to counts and distances, those in units of the rows' mean.
+    """
+    figure, axes = new_figure(1, len(points), figsize=(7.6, 3.1), sharex=True, sharey=True)
+    for ax, (title, (counts, distances)) in zip(axes, points.items(), strict=True):
+        seen = counts > 0
+        ax.plot(counts[seen], distances[seen], "o", color=COLOURS["embedding"], alpha=0.35,
+                markersize=4, markeredgewidth=0)  # fmt: skip
+        ax.plot(np.full((~seen).sum(), 0.2), distances[~seen], "s", color=COLOURS["key"],
+                alpha=0.5, markersize=4, markeredgewidth=0)  # fmt: skip
+        ax.axhline(1, color=_LINE, linewidth=1)
+        ax.set(title=title, xscale="log", yscale="log", xlabel="times seen in training")
+        ax.set_xticks([0.2, 1, 10, 100, 1000, 10000])
+        ax.set_xticklabels(["never", "1", "10", "100", "1,000", "10,000"], fontsize=9)
+        ax.set_yticks([0.3, 0.5, 1, 2, 3])
+        ax.set_yticklabels(["0.3", "0.5", "1", "2", "3"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("distance moved\n(1: the rows' mean)")
+    return describe(figure, """How far the rows of the table moved, against how often their
+        character was seen. AdamW: rare and unseen characters moved as far as the common ones or
+        farther. Plain gradient descent: the common ones moved farthest.""")  # fmt: skip
+
+
+def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw by how much a branch's gradient grows when what it reads is made larger.
+
+    Args:
+        lines: name to, for readings 1, 2, 4, … times as large, the gradient's mean length in units
+            of the first, and its standard error over sentences.
+    """
+    figure, ax = new_figure(figsize=(7.0, 3.3))
+    looks = (("mlp", "o"), ("other", "s"), ("attention", "^"))
+    for (name, (means, _)), (colour, marker) in zip(lines.items(), looks, strict=True):
+        scales = 2.0 ** np.arange(len(means))
+        ax.plot(scales, means, marker=marker, color=COLOURS[colour])
+        place = (4, means[2] * 1.13) if name == "attention" else (17.5, means[-1])
+        ax.text(*place, name, va="bottom" if name == "attention" else "center", fontsize=10,
+                ha="center" if name == "attention" else "left",
+                color=COLOURS[colour] if colour != "other" else "#666666")  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="what the branch reads, times",
+           ylabel="its gradient, times", xlim=(0.9, 60))  # fmt: skip
+    ticks = [1, 2, 4, 8, 16]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.set_yticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
+    ax.set_title("only the gate's product keeps growing")
+    return describe(figure, """The length of a branch's gradient when what it reads is made 1 to 16
+        times as large. With the gate's product it doubles with every doubling; without the product
+        it stays; attention's rises a little and then falls.""")  # fmt: skip
