@@ -280,4 +280,4 @@ def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
     ax.set_title("only the gate's product keeps growing")
     return describe(figure, """The length of a branch's gradient when what it reads is made 1 to 16
         times as large. With the gate's product it doubles with every doubling; without the product
-        it stays; attention's rises a little and then falls.""")  # fmt: skip
+        it stays; attention's rises about threefold and levels off.""")  # fmt: skip

@@ -500,8 +500,8 @@ def branch_growth(
         doublings: of the reading.
 
     Returns:
-        Kind of branch to the gradient's length, mean over every third layer (of its logarithm), in units of
-        that at the usual size: (sentences, doublings + 1).
+        Kind of branch to the gradient's length, mean over every third layer (of its logarithm), in
+        units of that at the usual size: (sentences, doublings + 1).
     """
     inner: Any = model.model
     found: dict[str, list[Tensor]] = {}
