@@ -331,6 +331,27 @@ def examine(json: Path | None = None) -> None:
             raise SystemExit(status)
 
 
+def clinic(words: tyro.conf.Positional[tuple[str, ...]] = (), folder: Path | None = None) -> None:
+    """Find the bug: copies of this package with a hidden fault, and instruments to find it with.
+
+    Without words, or with "list", it lists the cases. "open 3" shows the symptom of case 3 and where
+    its program lies; "run 3 causality" uses an instrument on it; "answer 3 model.py 46 CAUSE" names
+    file, line (its number, or a piece of it) and cause; "causes" lists what a line can be accused
+    of; "hint 3", "solution 3" and "reset 3" do what they say. Your own files are never changed.
+
+    Args:
+        words: what to do, and in which case.
+        folder: where the copies are kept; a folder for temporary files where not told.
+
+    Raises:
+        ValueError: for a case, instrument, file, line or cause that does not exist.
+    """
+    from smol_scratch.clinic import desk
+
+    with terminal.interruptible():
+        desk.serve(words, folder)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
@@ -340,6 +361,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": info,
     "assets": fetch_assets,
     "doctor": examine,
+    "clinic": clinic,
 }
 
 
@@ -353,6 +375,7 @@ EXAMPLES = {
     "info": "--preset 360M --length 2048",
     "assets": "",
     "doctor": "--json report.json",
+    "clinic": "open 1",
 }
 
 
