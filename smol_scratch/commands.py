@@ -334,10 +334,10 @@ def examine(json: Path | None = None) -> None:
 def clinic(words: tyro.conf.Positional[tuple[str, ...]] = (), folder: Path | None = None) -> None:
     """Find the bug: copies of this package with a hidden fault, and instruments to find it with.
 
-    Without words, or with "list", it lists the cases. "open 3" shows the symptom of case 3 and where
-    its program lies; "run 3 causality" uses an instrument on it; "answer 3 model.py 46 CAUSE" names
-    file, line (its number, or a piece of it) and cause; "causes" lists what a line can be accused
-    of; "hint 3", "solution 3" and "reset 3" do what they say. Your own files are never changed.
+    Without words it lists the cases. "open 3" shows the symptom of case 3, and where its program
+    lies; "run 3 causality" uses an instrument on it; "answer 3 model.py 46 CAUSE" names file, line
+    (its number, or a piece of it) and cause; "causes" lists what a line can be accused of; "hint
+    3", "solution 3" and "reset 3" do what they say. Your own files are never changed.
 
     Args:
         words: what to do, and in which case.

@@ -107,7 +107,12 @@ def causes() -> dict[str, str]:
     return dict(_read()["causes"])
 
 
-def instruments() -> dict[str, Instrument]:
+def searched() -> dict[str, str]:
+    """Return, for each symptom that a case is like, how else people search for it."""
+    return dict(_read()["searched"])
+
+
+def tools() -> dict[str, Instrument]:
     """Return what can be asked, by name, the cheap ones first."""
     return {name: Instrument(**entry) for name, entry in _read()["instruments"].items()}
 
@@ -211,11 +216,17 @@ def judge(one: Case, file: str, line: int | str, cause: str) -> Verdict:
     here, there = name in wrong, meant <= wrong.get(name, set())
     right = cause == one.cause
     if here and not there and meant & wrong[name]:
-        words = f"{len(meant)} lines of {name} hold that piece: name the line's number, or more of it"
+        words = (
+            f"{len(meant)} lines of {name} hold that piece: name the line's number, or more of it"
+        )
     elif here and there and right:
         words = "right: file, line and cause"
     else:
-        parts = (f"the file is {_yes(here)}", f"the line is {_yes(there)}", f"the cause is {_yes(right)}")
+        parts = (
+            f"the file is {_yes(here)}",
+            f"the line is {_yes(there)}",
+            f"the cause is {_yes(right)}",
+        )
         words = ", ".join(parts)
     return Verdict(here, there, right, words)
 

@@ -123,15 +123,18 @@ class Desk:
     def instruments(self, one: clinic.Case) -> None:
         """Print the instruments."""
         print("Instruments, and what each costs:")
-        for name, tool in clinic.instruments().items():
+        for name, tool in clinic.tools().items():
             print(f"  {name:<11} {tool.cost}  {tool.asks}")
         print(f"\n  {PROGRAM} run {one.number} INSTRUMENT")
-        print(f"  {PROGRAM} answer {one.number} FILE LINE CAUSE    (`{PROGRAM} causes` lists causes)")
-        print(f"  {PROGRAM} hint {one.number}                      (costs {clinic.HINT}; a wrong answer {clinic.WRONG})")
+        print(
+            f"  {PROGRAM} answer {one.number} FILE LINE CAUSE    (`{PROGRAM} causes` lists causes)"
+        )
+        print(f"  {PROGRAM} hint {one.number}")
+        print(f"\nA hint costs {clinic.HINT}, a wrong answer {clinic.WRONG}.")
 
     def run(self, one: clinic.Case, name: str) -> None:
         """Use an instrument on a case's copy, and print its reading."""
-        state, tools = self.state(one), clinic.instruments()
+        state, tools = self.state(one), clinic.tools()
         if name not in tools:
             raise ValueError(f"{name}: no such instrument; there are {', '.join(tools)}")
         import torch
@@ -198,7 +201,7 @@ class Desk:
 
 def _spent(state: dict[str, Any]) -> str:
     """Return a score in words."""
-    tools = clinic.instruments()
+    tools = clinic.tools()
     used = sum(tools[name].cost for name in state["used"] if name in tools)
     total = used + clinic.HINT * state["hints"] + clinic.WRONG * state["wrong"]
     return f"{total} {'point' if total == 1 else 'points'}"

@@ -162,7 +162,7 @@ def trainee(
     # The quick pieces of fast.py would stand in for the very code that is examined.
     options = p.recipe.RunOptions(device="cpu", fast=False, eval_interval=look, eval_sequences=4)
     torch.manual_seed(0)
-    made = p.model.SmolLM2(shape(p, dropout=dropout))
+    made = p.model.SmolLM2(shape(p, n_layer=1, dropout=dropout))
     return p.training.TrainingState.create(config, text, held_out, options, model=made)
 
 
@@ -203,10 +203,14 @@ def causality(p: Patient) -> Iterator[tuple[bool, str]]:
     with torch.no_grad():
         before, after = made(ids)[0], made(edited)[0]
     moved = [t for t in range(6) if not torch.equal(before[:, t], after[:, t])]
-    yield not moved, "tokens from position 6 on were exchanged; " + (
-        f"scores moved at positions {', '.join(map(str, moved))}"
-        if moved
-        else "positions 0 to 5 keep every bit"
+    yield (
+        not moved,
+        "tokens from position 6 on were exchanged; "
+        + (
+            f"scores moved at positions {', '.join(map(str, moved))}"
+            if moved
+            else "positions 0 to 5 keep every bit"
+        ),
     )
 
 
@@ -250,8 +254,10 @@ def repeat(p: Patient) -> Iterator[tuple[bool, str]]:
     made, ids = model(p, dropout=0.3), tokens(2, 13)
     with torch.no_grad():
         once, twice = made(ids)[0], made(ids)[0]
-    yield torch.equal(once, twice), "the same call twice, in evaluation mode, dropout configured: " + (
-        "the same bits" if torch.equal(once, twice) else "two results"
+    yield (
+        torch.equal(once, twice),
+        "the same call twice, in evaluation mode, dropout configured: "
+        + ("the same bits" if torch.equal(once, twice) else "two results"),
     )
 
 
@@ -262,8 +268,10 @@ def half(p: Patient) -> Iterator[tuple[bool, str]]:
     right = torch.nn.functional.rms_norm(x.float(), (48,), eps=1e-5)
     found = norm(x).float()
     finite = bool(found.isfinite().all())
-    yield finite and apart(right, found) < 0.01, "a norm of float16 numbers around 3,000: " + (
-        "as in float32" if finite and apart(right, found) < 0.01 else "overflows"
+    yield (
+        finite and apart(right, found) < 0.01,
+        "a norm of float16 numbers around 3,000: "
+        + ("as in float32" if finite and apart(right, found) < 0.01 else "overflows"),
     )
     ids, made = tokens(2, 60), model(p)
     made.bfloat16().float()
@@ -283,7 +291,10 @@ def gradients(p: Patient) -> Iterator[tuple[bool, str]]:
     none = [n for n, w in state.model.named_parameters() if w.grad is None or not w.grad.any()]
     yield not none, f"parts without a gradient after backward(): {', '.join(none) or 'none'}"
     _, _, norm = p.training.train_step(state)
-    yield 0 < norm < math.inf, f"gradient norm of a training step: {'0' if norm == 0 else 'above 0'}"
+    yield (
+        0 < norm < math.inf,
+        f"gradient norm of a training step: {'0' if norm == 0 else 'above 0'}",
+    )
     still = [n for n, w in state.model.named_parameters() if torch.equal(w, before[n])]
     share = f"{len(before) - len(still)} of {len(before)}"
     yield not still, f"tensors that the step moved: {share}"
@@ -317,8 +328,9 @@ def batches(p: Patient) -> Iterator[tuple[bool, str]]:
     text = list(range(100, 161))
     loader = p.data.DataLoaderLite(text, 2, 5)
     x, y = loader.next_batch()
-    yield torch.equal(y, x + 1), (
-        f"text 100 101 102 …: first row {x[0].tolist()}, to be predicted {y[0].tolist()}"
+    yield (
+        torch.equal(y, x + 1),
+        (f"text 100 101 102 …: first row {x[0].tolist()}, to be predicted {y[0].tolist()}"),
     )
     second = loader.next_batch()[0][0, 0].item()
     yield second == 110, f"the second batch begins with {second}; 110 comes next"
@@ -363,8 +375,9 @@ def sampler(p: Patient) -> Iterator[tuple[bool, str]]:
         words = f"{name} {value} of chances 0.40 0.30 0.15 0.10 0.05 keeps {found}"
         yield found == right, words + ("" if found == right else f", not {right}")
     cold, hot = kept(temperature=0.5)[0].item(), kept(temperature=2.0)[0].item()
-    yield cold > 0.5 and hot < 0.4, (
-        f"temperature 0.5, 1, 2: the first token has {cold:.2f}, 0.40, {hot:.2f}"
+    yield (
+        cold > 0.5 and hot < 0.4,
+        (f"temperature 0.5, 1, 2: the first token has {cold:.2f}, 0.40, {hot:.2f}"),
     )
 
 
@@ -377,11 +390,16 @@ def greedy(p: Patient) -> Iterator[tuple[bool, str]]:
             right.append(int(made(torch.tensor([right]))[0][0, -1].argmax()))
     found = p.generation.generate(made, prompt, 12, temperature=0)[0].tolist()
     agree = sum(a == b for a, b in zip(found[7:], right[7:], strict=False))
-    yield agree == 12, f"greedy generation and the whole model's best token agree {agree} times of 12"
+    yield (
+        agree == 12,
+        f"greedy generation and the whole model's best token agree {agree} times of 12",
+    )
     made = model(p, dropout=0.3)
     twice = [p.generation.generate(made, prompt, 12, temperature=0)[0].tolist() for _ in range(2)]
-    yield twice[0] == twice[1], "greedy twice, dropout configured: " + (
-        "the same text" if twice[0] == twice[1] else "two texts"
+    yield (
+        twice[0] == twice[1],
+        "greedy twice, dropout configured: "
+        + ("the same text" if twice[0] == twice[1] else "two texts"),
     )
 
 
@@ -420,9 +438,12 @@ def template(p: Patient) -> Iterator[tuple[bool, str]]:
     turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
     form = p.generation.CHAT_TEMPLATE
     found = made.decode(p.generation.chat_prompt(made, turns, template=form))
-    right = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
-    yield found == right, f"system S, user U: {found!r}" + (
-        "" if found == right else f"; must be {right!r}"
+    right = (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+    )
+    yield (
+        found == right,
+        f"system S, user U: {found!r}" + ("" if found == right else f"; must be {right!r}"),
     )
 
 
@@ -431,9 +452,9 @@ def template(p: Patient) -> Iterator[tuple[bool, str]]:
 
 @instrument("one-batch")
 def one_batch(p: Patient) -> Iterator[tuple[bool, str]]:
-    state = trainee(p, noise(4 * 16 + 1), steps=120)
+    state = trainee(p, noise(4 * 16 + 1), steps=80)
     end = losses(p, state)[-1]
-    yield end < 0.2, f"one batch of noise, 120 steps: loss {_size(end)}"
+    yield end < 0.2, f"one batch of noise, 80 steps: loss {_size(end)}"
 
 
 def _size(loss: float) -> str:
@@ -445,20 +466,23 @@ def _size(loss: float) -> str:
 
 @instrument("noise")
 def pure_noise(p: Patient) -> Iterator[tuple[bool, str]]:
-    state = trainee(p, noise(150 * 64 + 1), steps=150)
+    state = trainee(p, noise(100 * 64 + 1), steps=100)
     end = sum(losses(p, state)[-20:]) / 20
-    yield end > CHANCE - 0.1, (
-        f"fresh noise, last 20 of 150 steps: loss {_size(end)}; none can be below {CHANCE:.1f}"
+    yield (
+        end > CHANCE - 0.1,
+        (f"fresh noise, last 20 of 100 steps: loss {_size(end)}; none can be below {CHANCE:.1f}"),
     )
 
 
 @instrument("learns")
 def learns(p: Patient) -> Iterator[tuple[bool, str]]:
-    state = trainee(p, language(150 * 64 + 1), steps=150)
+    state = trainee(p, language(100 * 64 + 1), steps=100)
     end = sum(losses(p, state)[-20:]) / 20
     near = FLOOR - 0.2 < end < FLOOR + 0.4
-    yield near, "a text with a rule, last 20 of 150 steps: loss " + (
-        f"near the floor of {FLOOR:.1f}" if near else f"{_size(end)}; the floor is {FLOOR:.1f}"
+    yield (
+        near,
+        "a text with a rule, last 20 of 100 steps: loss "
+        + (f"near the floor of {FLOOR:.1f}" if near else f"{_size(end)}; the floor is {FLOOR:.1f}"),
     )
 
 
@@ -467,11 +491,19 @@ def look_twice(p: Patient) -> Iterator[tuple[bool, str]]:
     state = trainee(p, language(2000), noise(200), dropout=0.3, look=1)
     state.model.train()
     first, second = state.held_out_loss(), state.held_out_loss()
-    yield first == second, "held-out loss, looked at twice without training: " + (
-        "the same" if first == second else "two numbers"
+    yield (
+        first == second,
+        "held-out loss, looked at twice without training: "
+        + ("the same" if first == second else "two numbers"),
     )
-    yield state.model.training, "afterwards the model is in " + (
-        "training mode, as before" if state.model.training else "evaluation mode; it was training"
+    yield (
+        state.model.training,
+        "afterwards the model is in "
+        + (
+            "training mode, as before"
+            if state.model.training
+            else "evaluation mode; it was training"
+        ),
     )
 
 
@@ -484,7 +516,10 @@ def accumulate(p: Patient) -> Iterator[tuple[bool, str]]:
         grads = torch.cat([w.grad.flatten() for w in state.model.parameters()])
         found.append((loss, norm, grads))
     one, four = found
-    yield abs(four[0] / one[0] - 1) < ROUNDING, f"loss, four small batches: {four[0] / one[0]:.1f} times that of a large one"
+    yield (
+        abs(four[0] / one[0] - 1) < ROUNDING,
+        f"loss, four small batches: {four[0] / one[0]:.1f} times that of a large one",
+    )
     ratio = four[1] / one[1]
     yield abs(ratio - 1) < ROUNDING, f"gradient norm: {ratio:.1f} times"
     yield same("the gradients", apart(one[2], four[2]))
@@ -502,13 +537,20 @@ def clipping(p: Patient) -> Iterator[tuple[bool, str]]:
         found.append((norm, left))
     (plain, cut), (scaled_norm, scaled_cut) = found
     yield abs(cut - min(0.5, plain)) < 1e-3, f"norm after clipping at 0.5: {cut:.2f}"
-    yield abs(scaled_norm / plain - 1) < 1e-3, (
-        f"with a loss scale of 4096: reported norm {scaled_norm / plain:.0f} times as large"
+    yield (
+        abs(scaled_norm / plain - 1) < 1e-3,
+        (f"with a loss scale of 4096: reported norm {scaled_norm / plain:.0f} times as large"),
     )
-    yield abs(scaled_cut / cut - 1) < 1e-3, (
-        "gradient that reaches the optimizer then: " + (
-            "the same" if abs(scaled_cut / cut - 1) < 1e-3 else f"{scaled_cut / cut:.0e} times as large"
-        )
+    yield (
+        abs(scaled_cut / cut - 1) < 1e-3,
+        (
+            "gradient that reaches the optimizer then: "
+            + (
+                "the same"
+                if abs(scaled_cut / cut - 1) < 1e-3
+                else f"{scaled_cut / cut:.0e} times as large"
+            )
+        ),
     )
 
 
@@ -542,7 +584,11 @@ def optimizer(p: Patient) -> Iterator[tuple[bool, str]]:
         ]
         norms = [name for name in wrong if made.get_parameter(name).ndim == 1]
         of = "decay on matrices only" if matrices_only else "decay on all"
-        words = "as by hand" if not wrong else f"{len(wrong) - len(norms)} matrices and {len(norms)} norms move otherwise"
+        words = (
+            "as by hand"
+            if not wrong
+            else f"{len(wrong) - len(norms)} matrices and {len(norms)} norms move otherwise"
+        )
         yield not wrong, f"three steps of AdamW, {of}: {words}"
 
 
@@ -562,8 +608,10 @@ def resume(p: Patient) -> Iterator[tuple[bool, str]]:
     yield torch_state == 4 * 64, f"after 4 steps of 64 tokens it goes on at token {torch_state}"
     equal = [a == b for a, b in zip(through[4:], rest, strict=True)]
     first = equal.index(False) + 4 if False in equal else None
-    yield first is None, "losses of the steps after the interruption: " + (
-        "the same, bit for bit" if first is None else f"others from step {first} on"
+    yield (
+        first is None,
+        "losses of the steps after the interruption: "
+        + ("the same, bit for bit" if first is None else f"others from step {first} on"),
     )
 
 
@@ -578,8 +626,10 @@ def same_seed(p: Patient) -> Iterator[tuple[bool, str]]:
         losses(p, p.training.TrainingState.create(recipe, noise(100), options=options))
         for _ in range(2)
     ]
-    yield runs[0] == runs[1], "two runs with the same seed: " + (
-        "the same losses" if runs[0] == runs[1] else "other losses"
+    yield (
+        runs[0] == runs[1],
+        "two runs with the same seed: "
+        + ("the same losses" if runs[0] == runs[1] else "other losses"),
     )
 
 
@@ -589,7 +639,9 @@ def round_trip(p: Patient) -> Iterator[tuple[bool, str]]:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for what, name in (("folder", "hf"), ("GGUF file", "m.gguf")):
             place = Path(folder) / name
-            (p.sharing.export_gguf if name == "m.gguf" else p.sharing.export_pretrained)(made, place)
+            (p.sharing.export_gguf if name == "m.gguf" else p.sharing.export_pretrained)(
+                made, place
+            )
             back = p.hub.load_pretrained(place, quiet=True)
             yield same(f"written as a {what} and read back", apart(made(ids)[0], back(ids)[0]))
 
@@ -604,9 +656,13 @@ def foreign(p: Patient) -> Iterator[tuple[bool, str]]:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for what, name in (("folder", "hf"), ("GGUF file", "m.gguf")):
             place = Path(folder) / name
-            (p.sharing.export_gguf if name == "m.gguf" else p.sharing.export_pretrained)(made, place)
+            (p.sharing.export_gguf if name == "m.gguf" else p.sharing.export_pretrained)(
+                made, place
+            )
             other = hub.load_pretrained(place, quiet=True)
-            yield same(f"scores, another program's from the {what}", apart(other(ids)[0], made(ids)[0]))
+            yield same(
+                f"scores, another program's from the {what}", apart(other(ids)[0], made(ids)[0])
+            )
 
 
 LADDER = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from smol_scratch import hub
+from smol_scratch import hub, tokenizer
 from smol_scratch.clinic import Case
 from smol_scratch.clinic.instruments import (
     CHANCE,
@@ -82,7 +82,7 @@ def a_bad_start(p: Patient) -> Iterator[str]:
 
 
 def clairvoyant(p: Patient) -> Iterator[str]:
-    yield from rows(p, noise(64 * 151), (0, 70, 149))
+    yield from rows(p, noise(64 * 101), (0, 50, 99))
     yield f"the best possible: {CHANCE:.1f}"
 
 
@@ -103,7 +103,8 @@ def dice(p: Patient) -> Iterator[str]:
         losses(p, p.training.TrainingState.create(recipe, noise(100), options=options))[0]
         for _ in "ab"
     ]
-    yield f"first losses of two runs with seed {recipe.seed}: {'equal' if first[0] == first[1] else 'not equal'}"
+    same = "equal" if first[0] == first[1] else "not equal"
+    yield f"first losses of two runs with seed {recipe.seed}: {same}"
 
 
 def wrong_partners(p: Patient) -> Iterator[str]:
@@ -137,7 +138,7 @@ def average_of_the_future(p: Patient) -> Iterator[str]:
         for more in (0, 4):
             part = made(ids[:, : 8 + more])[0][0, :8].log_softmax(-1)
             score = part[torch.arange(7), ids[0, 1:8]].mean()
-            yield f"mean log-probability of the first 8 tokens, with {more} more behind them: {score:.2f}"
+            yield f"mean log-probability of 8 tokens, with {more} more behind them: {score:.2f}"
 
 
 def shuffled_heads(p: Patient) -> Iterator[str]:
@@ -166,7 +167,8 @@ def last_voice(p: Patient) -> Iterator[str]:
     quarter = trainee(p, language(200)[48:], batch_size=1, clip=1e9)
     p.training.train_step(quarter)
     one = torch.cat([w.grad.flatten() for w in quarter.model.parameters()])
-    yield f"direction of the update's gradient and of the last small batch's: cosine {torch.cosine_similarity(mean, one, dim=0):.2f}"
+    angle = torch.cosine_similarity(mean, one, dim=0).item()
+    yield f"cosine of the update's gradient and the last small batch's own: {angle:.2f}"
 
 
 def sleepwalker(p: Patient) -> Iterator[str]:
@@ -195,7 +197,10 @@ def first_look(p: Patient) -> Iterator[str]:
 
 def forgetful_speaker(p: Patient) -> Iterator[str]:
     made = model(p, dropout=0.3)
-    texts = {tuple(p.generation.generate(made, [1, 2, 3], 20, temperature=0)[0].tolist()) for _ in range(4)}
+    texts = {
+        tuple(p.generation.generate(made, [1, 2, 3], 20, temperature=0)[0].tolist())
+        for _ in range(4)
+    }
     yield f"four greedy continuations of one prompt: {len(texts)} different texts"
 
 
@@ -204,7 +209,8 @@ def spike(p: Patient) -> Iterator[str]:
         p, language(64 * 61), steps=60, warmup_steps=20, learning_rate=0.03, min_learning_rate=0.0
     )
     seen = [row.learning_rate for row in p.training.train(state)]
-    yield f"learning rate at steps 18, 19, 20, 21: {', '.join(f'{rate:.3f}' for rate in seen[18:22])}"
+    rates = ", ".join(f"{rate:.3f}" for rate in seen[18:22])
+    yield f"learning rate at steps 18, 19, 20, 21: {rates}"
 
 
 def tired_weights(p: Patient) -> Iterator[str]:
@@ -221,15 +227,17 @@ def tired_weights(p: Patient) -> Iterator[str]:
 
 
 def deja_vu(p: Patient) -> Iterator[str]:
-    text = noise(64 * 31)
+    text, seen = list(range(61)) * 40, set()
     with tempfile.TemporaryDirectory() as folder:
-        state = trainee(p, text, steps=60, learning_rate=2e-2, min_learning_rate=2e-2)
-        before = losses(p, state, 30)
-        p.checkpoint.save_checkpoint(state, Path(folder) / "saved")
-        state = p.checkpoint.load_checkpoint(Path(folder) / "saved", text[: len(text)])
-        where = state.loader.position
-    yield f"before the interruption: loss {sum(before[-10:]) / 10:.1f}, {30 * 64} tokens read"
-    yield f"after it: the first batch is that at token {where}"
+        state = trainee(p, text, steps=20)
+        for end in (10, 20):
+            while state.step < end:
+                seen.add(state.loader.position)
+                p.training.train_step(state)
+            p.checkpoint.save_checkpoint(state, Path(folder) / str(end))
+            state = p.checkpoint.load_checkpoint(Path(folder) / str(end), text)
+    places = 64 * len(seen)
+    yield f"20 steps of 64 tokens, interrupted after 10: {places} places of the text were read"
 
 
 def lost_momentum(p: Patient) -> Iterator[str]:
@@ -241,12 +249,12 @@ def lost_momentum(p: Patient) -> Iterator[str]:
         p.checkpoint.save_checkpoint(state, Path(folder) / "saved")
         rest = losses(p, p.checkpoint.load_checkpoint(Path(folder) / "saved", text))
     for step in (0, 1):
-        same = through[20 + step] == rest[step]
-        yield f"step {20 + step}, uninterrupted and after going on: {'the same loss' if same else 'other losses'}"
+        same = "the same loss" if through[20 + step] == rest[step] else "other losses"
+        yield f"step {20 + step}, uninterrupted and after going on: {same}"
 
 
 def one_too_far(p: Patient) -> Iterator[str]:
-    yield from rows(p, language(64 * 151), (0, 70, 149))
+    yield from rows(p, language(64 * 101), (0, 50, 99))
     yield f"the floor: {FLOOR:.1f}"
 
 
@@ -264,7 +272,8 @@ def no_way_back(p: Patient) -> Iterator[str]:
     again.load_state_dict(made.state_dict())
     with torch.no_grad():
         off = (made(ids)[0] - again(ids)[0]).abs().amax(-1)[0]
-    yield f"largest difference of scores at positions 1 to 5 and 50 to 59: {off[1:6].max():.0e}, {off[50:].max():.0e}"
+    early, late = off[1:6].max(), off[50:].max()
+    yield f"largest difference of scores, positions 1 to 5: {early:.0e}; 50 to 59: {late:.0e}"
 
 
 def standing_still(p: Patient) -> Iterator[str]:
@@ -298,12 +307,10 @@ def too_narrow(p: Patient) -> Iterator[str]:
 
 
 def accountant(p: Patient) -> Iterator[str]:
-    from smol_scratch.tokenizer import load_tokenizer
-
-    ours, theirs = p.tokenizer.load_tokenizer(), load_tokenizer()
+    ours, theirs = p.tokenizer.load_tokenizer(), tokenizer.load_tokenizer()
     for what, text in (
         ("100,000 characters of Shakespeare", p.corpus.load_text()[:100_000]),
-        ("'year  1984\\nsum   12'", "year  1984\nsum   12"),
+        ("'a  1\\nb  2'", "a  1\nb  2"),
     ):
         same = ours.encode(text) == theirs.encode(text)
         yield f"{what}: {'the same tokens as elsewhere' if same else 'other tokens than elsewhere'}"
@@ -312,7 +319,9 @@ def accountant(p: Patient) -> Iterator[str]:
 def missed_cue(p: Patient) -> Iterator[str]:
     made = p.hub.load_pretrained("SmolLM2-135M-Instruct.Q4_1.gguf", quiet=True)
     words = p.tokenizer.load_tokenizer()
-    prompt = p.generation.chat_prompt(words, "What is the capital of Italy?", template=p.generation.CHAT_TEMPLATE)
+    prompt = p.generation.chat_prompt(
+        words, "What is the capital of Italy?", template=p.generation.CHAT_TEMPLATE
+    )
     found = p.generation.generate(made, prompt, 14, temperature=0)[0][len(prompt) :]
     yield f"What is the capital of Italy? {words.decode(found)!r}"
 
@@ -324,7 +333,8 @@ def two_wrongs(p: Patient) -> Iterator[str]:
         mine, theirs = (h.load_pretrained(place, quiet=True)(ids)[0] for h in (p.hub, hub))
         right = made(ids)[0]
     for who, found in (("this program", mine), ("another program", theirs)):
-        yield f"{who} reads it back: {'the same scores' if apart(right, found) < 1e-4 else 'other scores'}"
+        same = "the same scores" if apart(right, found) < 1e-4 else "other scores"
+        yield f"{who} reads it back: {same}"
 
 
 def open_book(p: Patient) -> Iterator[str]:
@@ -354,5 +364,3 @@ def sisyphus(p: Patient) -> Iterator[str]:
 
     p.generation.generate(made, [1, 2, 3], 6, decoder=step)
     yield f"tokens that the model reads for the new tokens 1 to 6: {read}"
-
-

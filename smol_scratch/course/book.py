@@ -38,7 +38,7 @@ PARTS = [
     (10, "Train, write, share", "Train it, let it write, and hand it on without breaking it."),
     (13, "Look deeper", "What training wrote into the numbers, and how to find out."),
 ]  # fmt: skip
-PAGES = ["glossary", "interface", "api", "proofs", "training"]
+PAGES = ["glossary", "interface", "api", "proofs", "training", "clinic"]
 # Folders that are copied as they are, first from docs/, then what was built of them from build/.
 FOLDERS = ("explore", "explorer")
 # Added to each page of docs/explore: it says how high it is, and hears whether the book is dark
