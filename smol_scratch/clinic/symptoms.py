@@ -64,6 +64,7 @@ def speak(p: Patient, prompt: str, n: int = 12) -> str:
 
 
 CAPITAL = "The capital of France is"
+STORY = "Once upon a time, in a small village, there lived an old man who"
 
 
 def nothing_happens(p: Patient) -> Iterator[str]:
@@ -108,16 +109,16 @@ def dice(p: Patient) -> Iterator[str]:
 
 
 def wrong_partners(p: Patient) -> Iterator[str]:
-    yield f"{CAPITAL}{speak(p, CAPITAL)!r}"
+    yield f"{STORY}{speak(p, STORY)!r}"
 
 
 def short_memory(p: Patient) -> Iterator[str]:
-    yield f"{CAPITAL}{speak(p, CAPITAL)!r}"
-    made = p.hub.load_pretrained("SmolLM2-135M-Instruct.Q4_1.gguf", quiet=True)
-    ids = p.tokenizer.load_tokenizer().encode(p.corpus.load_text()[:4000])[:513]
-    loss = p.evaluation.mean_loss(made, torch.tensor([ids]))
-    right = p.evaluation.mean_loss(hub.load_pretrained(quiet=True), torch.tensor([ids]))
-    yield f"loss on the first 512 tokens of Shakespeare: {loss:.2f}; elsewhere {right:.2f}"
+    made, ids = model(p), tokens(1, 60)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        p.sharing.export_pretrained(made, Path(folder) / "made")
+        off = (made(ids)[0] - hub.load_pretrained(Path(folder) / "made", quiet=True)(ids)[0]).abs()
+    early, late = off[0, 1:4].mean(), off[0, 50:].mean()
+    yield f"mean difference of scores, positions 1 to 3: {early:.2f}; 50 to 59: {late:.2f}"
 
 
 def where_am_i(p: Patient) -> Iterator[str]:
@@ -146,11 +147,11 @@ def shuffled_heads(p: Patient) -> Iterator[str]:
 
 
 def wrong_gate(p: Patient) -> Iterator[str]:
-    yield from wrong_partners(p)
+    yield f"{CAPITAL}{speak(p, CAPITAL)!r}"
 
 
 def twins(p: Patient) -> Iterator[str]:
-    yield from wrong_partners(p)
+    yield f"{CAPITAL}{speak(p, CAPITAL)!r}"
 
 
 def loud_chorus(p: Patient) -> Iterator[str]:
