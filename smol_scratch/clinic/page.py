@@ -41,7 +41,7 @@ def page() -> str:
                 by = ", ".join(f"`{name}` ({tools[name].cost})" for name in seen_by(one))
                 parts.append(
                     f"**{said[one.cause][0].upper()}{said[one.cause][1:]}** ({files}). Seen by "
-                    f"{by}.\n\n{one.solution}\n\n```python\n{one.test.strip()}\n```\n\n"
+                    f"{by}.\n\n{one.solution}\n\n```text\n{one.test.strip()}\n```\n\n"
                     f"{one.happened} ([link]({one.link}))\n"
                 )
     parts.append(
