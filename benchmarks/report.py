@@ -1,13 +1,19 @@
 """Print what was measured: ``python -m benchmarks.report``.
 
 Largest differences to ``transformers`` and the noise floors (``checks.py`` says what that is), on
-random weights over all configurations of ``test_oracle.py`` and on the real weights.
+random weights over all configurations of ``test_oracle.py`` and on the real weights. ``--write``
+keeps it in ``data/records/equality.csv``, which ``docs/proofs.md`` is written from.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import sys
+
 import smol_scratch.model as model
-from smol_scratch import load_pretrained, load_text, load_tokenizer
+from benchmarks.bench_training import machine
+from smol_scratch import assets, load_pretrained, load_text, load_tokenizer
 from tests import checks
 from tests.checks import Measured
 from tests.planted_bugs import gentlest, verdicts
@@ -20,6 +26,8 @@ PROPERTIES = [
     checks.explicit_equals_fast,
 ]
 SEEDS = range(100)
+RECORD = assets.ROOT / "data" / "records" / "equality.csv"
+shown: list[list[object]] = []
 
 
 def show(what: str, measured: list[Measured]) -> None:
@@ -27,9 +35,23 @@ def show(what: str, measured: list[Measured]) -> None:
     floor = max(one.floor for one in measured)
     ratio = max(one.ratio for one in measured)
     print(f"{what:28} {difference:10.1e} {floor:10.1e} {ratio:8.2f}")
+    shown.append([what, len(measured), *(f"{x:.1e}" for x in (difference, floor, ratio))])
+
+
+def record() -> None:
+    """Keep what was shown."""
+    table = io.StringIO()
+    table.write(f"# {machine()}; python -m benchmarks.report --write\n")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["check", "cases", "difference", "floor", "ratio"])
+    writer.writerows(shown)
+    assets.write_atomically(RECORD, table.getvalue().encode())
+    print(f"written: {RECORD.relative_to(assets.ROOT)}")
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["--write"]):
+        sys.exit("usage: python -m benchmarks.report [--write]")
     print("ratio: the largest of difference / floor, one by one\n")
     print(f"{'':28} {'difference':>10} {'floor':>10} {'ratio':>8}")
     print(f"Against transformers: {len(ROWS)} configurations, random weights")
@@ -48,3 +70,5 @@ if __name__ == "__main__":
     show(f"logits of {ids.numel()} tokens", [measure_real_logits(weights, ids)])
     times, bug, check_name = gentlest(verdicts())
     print(f"\nGentlest planted bug: {bug}, which {check_name} sees at {times:,.0f} times the floor")
+    if sys.argv[1:]:
+        record()

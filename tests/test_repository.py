@@ -24,6 +24,7 @@ import yaml
 import smol_scratch
 from smol_scratch import assets
 from smol_scratch.__main__ import main
+from smol_scratch.course import book
 
 ROOT = assets.ROOT
 README = (ROOT / "README.md").read_text("utf-8")
@@ -78,6 +79,23 @@ def test_the_workflow_runs_the_commands_of_the_readme():
 
 def test_what_was_never_run_says_so():
     assert "never run until the repository has a home" in " ".join(CONTRIBUTING.split())
+
+
+def test_the_workflow_of_the_book_publishes_what_make_book_builds():
+    path = ROOT / ".github" / "workflows" / "book.yml"
+    assert "Never run" in path.read_text("utf-8").partition("name:")[0]
+    published = read_yaml(path)
+    assert published["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
+    [job] = published["jobs"].values()
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert runs[-1] == "make book"
+    assert runs[0] in README.replace("\n", " "), "the torch that the README names"
+    assert "\nbook: " in (ROOT / "Makefile").read_text("utf-8")
+    [upload] = [step for step in job["steps"] if "upload-pages" in step.get("uses", "")]
+    assert upload["with"]["path"] == book.BOOK.relative_to(ROOT).as_posix()
+    [version] = [step["with"]["python-version"] for step in job["steps"]
+                 if "setup-python" in step.get("uses", "")]  # fmt: skip
+    assert version == PROJECT["requires-python"].removeprefix(">=")
 
 
 # The forms

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import smol_scratch
+from smol_scratch import assets
 from smol_scratch.assets import ROOT
-from smol_scratch.course import notebook
+from smol_scratch.course import explorer, notebook
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -39,7 +40,7 @@ PARTS = [
     (13, "Look deeper", "What training wrote into the numbers, and how to find out."),
 ]  # fmt: skip
 PAGES = ["glossary", "interface", "api", "proofs", "training", "clinic"]
-# Folders that are copied as they are, first from docs/, then what was built of them from build/.
+# Folders of pages that Sphinx does not make.
 FOLDERS = ("explore", "explorer")
 # Added to each page of docs/explore: it says how high it is, and hears whether the book is dark
 # (then its <html> has data-theme="dark"); by messages, since pages of file:// may not touch others.
@@ -179,7 +180,7 @@ def with_links(text: str, up: str = "") -> str:
     def link(found: re.Match[str]) -> str:
         mark, words, path = found.groups()
         if path.startswith(tuple(f"docs/{folder}/" for folder in FOLDERS)):
-            path = path.removeprefix("docs/")
+            path = re.sub("explorer/.*", "explorer/index.html", path.removeprefix("docs/"))
             return f"![{words}]({up}{path})" if mark else f'<a href="{up}{path}">{words}</a>'
         if re.match(r"(docs/\w+\.md|notebooks/\w+\.ipynb|figures/)", path):
             return f"{mark}[{words}]({up}{path.removeprefix('docs/')})"
@@ -245,7 +246,7 @@ def cards(stops: list[Stop], words: dict[str, str]) -> str:
 
 
 def moving() -> str:
-    """Return the landing page's cards of what moves: the explorables and the explorer."""
+    """Return the landing page's cards of what moves: the explorables."""
     lines = []
     for page in sorted((ROOT / "docs" / "explore").glob("*.html")):
         title, about = (html.unescape(words) for words in about_explorable(page.stem))
@@ -390,12 +391,11 @@ def gather(source: Path = SOURCE) -> None:
         (source / "notebooks" / f"{stem}.ipynb").write_text(json.dumps(prepared(nb)), "utf-8")
 
 
-def copy_folders(book: Path = BOOK) -> None:
-    """Copy the explorables and the explorer, as they are and as they were built."""
-    for name in FOLDERS:
-        for folder in (ROOT / "docs" / name, ROOT / "build" / name):
-            if folder.is_dir():
-                shutil.copytree(folder, book / name, dirs_exist_ok=True)
+def copy_explorables(book: Path = BOOK) -> None:
+    """Copy the explorables, and let each say to the page around it how high it is."""
+    folder = ROOT / "docs" / "explore"
+    if folder.is_dir():
+        shutil.copytree(folder, book / "explore")
     for page in (book / "explore").glob("*.html"):
         text = page.read_text("utf-8")
         page.write_text(text.replace("</body>", f"{EXPLORE_SCRIPT}</body>"), "utf-8")
@@ -414,14 +414,18 @@ def main() -> int:
     shutil.rmtree(doctrees, ignore_errors=True)
     options = ["-q", "-W", "--keep-going", "-j", str(os.cpu_count() or 1), "-d", str(doctrees)]
     failed = sphinx(["-b", "html", *options, str(SOURCE), str(BOOK)])
-    copy_folders()
+    copy_explorables()
+    # With the real weights beside it, where they are; they are no part of the book's size.
+    has_weights = assets.verified(assets.GGUF) is not None
+    explorer.build(BOOK / "explorer", weights="link" if has_weights else "none")
     for leftover in (
         *BOOK.rglob("*.map"),
         *BOOK.rglob("*webpack-macros.html"),
         BOOK / ".buildinfo",
     ):
         leftover.unlink()
-    size = sum(file.stat().st_size for file in BOOK.rglob("*") if file.is_file()) / 1e6
+    files = [file for file in BOOK.rglob("*") if file.is_file() and not file.is_symlink()]
+    size = sum(file.stat().st_size for file in files) / 1e6
     print(f"{BOOK.relative_to(ROOT)}: {size:.1f} MB")
     return failed
 

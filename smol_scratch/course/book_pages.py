@@ -142,6 +142,14 @@ def fold_side_trips(app: Sphinx, doctree: nodes.document, page: str) -> None:
         section += checks
 
 
+def plain_summaries(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], *_: Any
+) -> None:
+    """Take away the name that myst-nb gives to all that is folded: what is shown says more."""
+    if "body" in context:
+        context["body"] = context["body"].replace(' aria-label="Toggle hidden content"', "")
+
+
 def read_terms(app: Sphinx) -> None:
     """Read the glossary, so that every page knows its terms."""
     text = (Path(app.srcdir) / "glossary.md").read_text("utf-8")
@@ -154,4 +162,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", read_terms)
     app.connect("doctree-resolved", link_terms)  # before side trips are folded: they may be first
     app.connect("doctree-resolved", fold_side_trips)
+    app.connect("html-page-context", plain_summaries)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
