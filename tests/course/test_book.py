@@ -303,6 +303,8 @@ def test_side_trips_and_solutions_are_folded(built):
 
 def probes():
     """Return for each notebook a word that stands in its text, and in no other notebook at all."""
+    from snowballstemmer import stemmer
+
     whole = {stem: (notebook.ROOT / "notebooks" / f"{stem}.ipynb").read_text("utf-8").lower()
              for stem in STEMS}  # fmt: skip
     found = {}
@@ -311,9 +313,11 @@ def probes():
         text = " ".join(cell.source for cell in cells if cell.cell_type == "markdown").lower()
         text = re.sub(r"\(http.*?\)|```.*?```|\$.*?\$|`.*?`", "", text, flags=re.S)
         others = "".join(text for name, text in whole.items() if name != stem)
-        # A search is for stems: no other word may begin in the same way.
+        # A search is for stems ("findings" is "find"), in the middle of words too.
         words = sorted(set(re.findall(r"\b[a-z]{8,12}\b", text)))
-        found[stem] = next(word for word in words if word[:5] not in others)
+        found[stem] = next(
+            word for word in words if stemmer("english").stemWord(word) not in others
+        )
     return found
 
 
