@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from hypothesis import settings
 
 from smol_scratch import SmolLM2, assets, load_pretrained, load_text, load_tokenizer
 from smol_scratch.tokenizer import SmolLM2Tokenizer
+
+# Behind nohup, or with & in a script, Ctrl-C is ignored, and what is started inherits that: tests
+# that interrupt a program would wait for nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Reproducible: the same examples in every run. The machine decides how long they take.
 settings.register_profile("smol_scratch", derandomize=True, deadline=None, max_examples=20)
