@@ -7,6 +7,8 @@ import contextlib
 import copy
 import functools
 import http.server
+import json
+import os
 import random
 import shutil
 import threading
@@ -302,6 +304,147 @@ def test_every_number_is_made_of_the_products_that_are_shown(page, tokenizer, re
     assert kinds >= {"logit", "final", "stream", "middle", "mlp", "hidden", "gate", "up", "normed2",
                      "attended", "gathered", "weight", "score", "q", "k", "q0", "k0", "v",
                      "normed1"}  # fmt: skip
+
+
+# The page
+
+
+def wait(page, what):
+    page.tab.wait_for_function(what, timeout=120_000)
+
+
+def widths(page):
+    return page.tab.evaluate("[innerWidth, document.documentElement.scrollWidth]")
+
+
+def faults(page):
+    """Return what axe-core finds serious, where it is at hand (.ci/run fetches it)."""
+    if not (path := os.environ.get("AXE_CORE")):
+        return []
+    page.tab.add_script_tag(path=path)
+    found = page.tab.evaluate("async () => (await axe.run()).violations")
+    return [
+        (fault["id"], fault["nodes"][0]["html"][:200])
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+    ]
+
+
+SCREENS = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True},
+}
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_first_view_needs_no_weights(browser, tmp_path, screen):
+    explorer.build(tmp_path, weights="none")
+    with opened(browser, tmp_path, **SCREENS[screen]) as page:
+        tab = page.tab
+        assert tab.locator("#grid .cell").count() == 30 * 10 + 31
+        assert tab.locator("#bars code").first.inner_text() == "·Paris"
+        before = tab.locator("#bars .amount").first.inner_text()
+        tab.click("#sentences button >> nth=1")
+        assert tab.locator("#bars code").first.inner_text() == "·Mary"
+        tab.get_by_role("radio", name="what changes without it").click()
+        # By keyboard alone: into the grid, two parts to the right, off, open, and back.
+        tab.locator('#grid .cell[tabindex="0"]').focus()
+        for pressed in ("ArrowRight", "ArrowRight", "ArrowDown", "x"):
+            tab.keyboard.press(pressed)
+        assert "Switched off: block 1 head 2" in tab.locator("#off").inner_text()
+        assert tab.locator("#bars .before").count() >= 5
+        tab.keyboard.press("Enter")
+        assert tab.locator("#part-title").inner_text() == "Block 1, head 2"
+        assert widths(page)[0] >= widths(page)[1], "wider than the screen"
+        assert faults(page) == []
+        tab.keyboard.press("Escape")
+        assert not tab.locator("#part").is_visible()
+        tab.click("#load")
+        wait(page, "document.getElementById('status').textContent.includes('not beside')")
+        assert before != tab.locator("#bars .amount").first.inner_text()
+        allowed = (page.address.rpartition("/")[0], "data:", "blob:")
+        assert [url for url in page.asked if not url.startswith(allowed)] == []
+        assert page.errors == []
+
+
+@pytest.mark.parametrize("screen", ["light", "phone"])
+def test_the_model_answers_the_readers_words(browser, built, tokenizer, screen):
+    with opened(browser, built, **SCREENS[screen]) as page:
+        tab = page.tab
+        tab.click("#load")
+        wait(page, "state.source.live && state.lens")
+        tab.fill("#words", "7 × 8 is")
+        wait(page, "state.text === '7 × 8 is' && state.next.every((x) => 'id' in x)")
+        assert tab.locator("#tokens button").count() == len(tokenizer.encode("7 × 8 is"))
+        # Three levels: the model, a head, one number and what made it.
+        tab.locator("#grid .cell").nth(5).click()
+        tab.locator("#part-body .link").first.click()
+        wait(page, "document.querySelector('#number-title').textContent.startsWith('Attention of')")
+        tab.locator("#number-body .made .link").first.click()
+        wait(page, "document.querySelector('#number-title').textContent.startsWith('Score of')")
+        tab.locator("#number-body .made .link").first.click()
+        wait(page, "document.querySelector('#number-title').textContent.startsWith('Query')")
+        assert widths(page)[0] >= widths(page)[1], "wider than the screen"
+        # What a switch changes stands beside what was.
+        tab.locator("#part-body button").first.click()
+        wait(page, "document.querySelectorAll('#bars .before').length >= 5")
+        tab.get_by_role("button", name="Switch all on").click()
+        wait(page, "!document.querySelector('#bars .before')")
+        tab.fill("#words", "Who are you?")
+        tab.check("#chat")
+        wait(page, "state.source.words.at(-2) === 'assistant'")
+        tab.click("#write")
+        wait(page, "document.getElementById('written').textContent.length > 12")
+        tab.click("#write")  # stop
+        assert page.errors == []
+
+
+def test_a_page_from_the_disk_takes_the_file_that_is_chosen(browser, built, gguf):
+    tab = browser.new_page()
+    page = Page(tab, (built / "index.html").as_uri())
+    tab.click("#load")
+    wait(page, "document.getElementById('status').textContent.includes('choose or drop')")
+    tab.set_input_files("#file", str(gguf))
+    wait(page, "state.source.live && state.next[0].word === ' Paris'")
+    tab.set_input_files("#file", {"name": "x.gguf", "mimeType": "", "buffer": b"GGUF" + b"\3" * 99})
+    wait(page, "document.getElementById('status').textContent.includes('no whole GGUF file')")
+    tab.close()
+    assert page.errors == []
+
+
+def near(found, stored, unit):
+    """Compare nested lists of rounded numbers; two machines may round to neighbours."""
+    if isinstance(stored, list):
+        assert len(found) == len(stored)
+        for pair in zip(found, stored, strict=True):
+            near(*pair, unit)
+    elif isinstance(stored, str):
+        assert found == stored
+    else:
+        assert abs(found - stored) <= unit * (1 + 1e-6), (found, stored)
+
+
+def test_the_stored_sentences_are_what_the_model_computes(real_model, tokenizer):
+    from benchmarks import record_explorer
+
+    stored = json.loads((explorer.SOURCE / "sentences.json").read_text("utf-8"))
+    assert tuple(sentence["text"] for sentence in stored) == record_explorer.TEXTS
+    for sentence in (stored[0], stored[2]):  # the short ones
+        found = record_explorer.recorded(real_model, tokenizer, sentence["text"])
+        assert (found["words"], found["off"].keys()) == (sentence["words"], sentence["off"].keys())
+        near(found["maps"], sentence["maps"], 1)
+        for part, (five, (word, p)) in found["off"].items():
+            near(five, sentence["off"][part][0], 0.1)
+            # Which word is the first may hang on the last digit, its probability may not.
+            assert abs(p - sentence["off"][part][1][1]) <= 0.1 + 1e-6, (part, word)
+        for mine, theirs in ((found["stream"], sentence["stream"]),
+                             (found["wrote"], sentence["wrote"])):  # fmt: skip
+            np.testing.assert_allclose(mine, theirs, rtol=0.1)
+        probabilities = lambda x: [[p for _, p in row] for row in x]  # noqa: E731
+        near(probabilities(found["next"]), probabilities(sentence["next"]), 0.1)
+        for mine, theirs in zip(found["lens"], sentence["lens"], strict=True):
+            near(probabilities(mine), probabilities(theirs), 0.1)
 
 
 # Bugs
