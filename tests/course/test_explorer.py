@@ -393,7 +393,7 @@ def test_the_model_answers_the_readers_words(browser, built, tokenizer, screen):
         wait(page, "!document.querySelector('#bars .before')")
         tab.fill("#words", "Who are you?")
         tab.check("#chat")
-        wait(page, "state.source.words.at(-2) === 'assistant'")
+        wait(page, "state.source.words.join('').endsWith('assistant\\n')")
         tab.click("#write")
         wait(page, "document.getElementById('written').textContent.length > 12")
         tab.click("#write")  # stop
