@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import smol_scratch
 from smol_scratch.assets import ROOT
-from smol_scratch.course import notebook
+from smol_scratch.course import explorer, notebook
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -179,7 +179,7 @@ def with_links(text: str, up: str = "") -> str:
     def link(found: re.Match[str]) -> str:
         mark, words, path = found.groups()
         if path.startswith(tuple(f"docs/{folder}/" for folder in FOLDERS)):
-            path = path.removeprefix("docs/")
+            path = path.removeprefix("docs/") + ("index.html" if path.endswith("/") else "")
             return f"![{words}]({up}{path})" if mark else f'<a href="{up}{path}">{words}</a>'
         if re.match(r"(docs/\w+\.md|notebooks/\w+\.ipynb|figures/)", path):
             return f"{mark}[{words}]({up}{path.removeprefix('docs/')})"
@@ -252,7 +252,9 @@ def moving() -> str:
         has = page.with_suffix(".png").is_file()
         picture = f"/explore/{page.stem}.png" if has else ""
         lines += card(title, "", picture, about, link=f"explore/{page.stem}.html", kind="url")
-    return "\n".join(["## See it move", "", *GRID, *lines, "::::", ""]) if lines else ""
+    about = "The real model in your browser: your words, every head, every number."
+    lines += card("The explorer", "", "", about, link="explorer/index.html", kind="url")
+    return "\n".join(["## See it move", "", *GRID, *lines, "::::", ""])
 
 
 def contents(stops: list[Stop]) -> str:
@@ -392,10 +394,11 @@ def gather(source: Path = SOURCE) -> None:
 
 def copy_folders(book: Path = BOOK) -> None:
     """Copy the explorables and the explorer, as they are and as they were built."""
-    for name in FOLDERS:
-        for folder in (ROOT / "docs" / name, ROOT / "build" / name):
-            if folder.is_dir():
-                shutil.copytree(folder, book / name, dirs_exist_ok=True)
+    without = shutil.ignore_patterns("*.gguf")  # the explorer's weights: 98 MB
+    for folder in ("docs/explore", *(f"build/{name}" for name in FOLDERS)):
+        if (ROOT / folder).is_dir():
+            target = book / Path(folder).name
+            shutil.copytree(ROOT / folder, target, ignore=without, dirs_exist_ok=True)
     for page in (book / "explore").glob("*.html"):
         text = page.read_text("utf-8")
         page.write_text(text.replace("</body>", f"{EXPLORE_SCRIPT}</body>"), "utf-8")
@@ -414,6 +417,7 @@ def main() -> int:
     shutil.rmtree(doctrees, ignore_errors=True)
     options = ["-q", "-W", "--keep-going", "-j", str(os.cpu_count() or 1), "-d", str(doctrees)]
     failed = sphinx(["-b", "html", *options, str(SOURCE), str(BOOK)])
+    explorer.build(weights="none")
     copy_folders()
     for leftover in (
         *BOOK.rglob("*.map"),
