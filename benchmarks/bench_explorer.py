@@ -112,7 +112,7 @@ def exact(browser) -> None:
     model, tokenizer = load_pretrained(path, quiet=True).requires_grad_(False), load_tokenizer(path)
     models = model, copy.deepcopy(model).double()
     print(
-        "largest error against float64, page / Python's float32 (tests/course/test_explorer.py, noise)"
+        "error against float64, page / Python's float32; how: noise in tests/course/test_explorer.py"
     )
     print("text                  tokens  stream          maps            logits          ratio")
     with proof.opened(browser, explorer.BUILT) as page:

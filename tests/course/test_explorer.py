@@ -51,8 +51,9 @@ TEXTS = (
 )
 CHANGED = {"0.0", "3.2", "3.5", "7.mlp", "29.8"}  # parts to switch off
 # How much further from the float64 result the page may be than Python's own float32 is: both round
-# every product and sum, in another order. Measured on the ten texts: see the docstring below.
-MARGIN = 3.0
+# every product and sum, in another order. On the ten texts it is 0.3 to 2.0 times as far
+# (python -m benchmarks.bench_explorer --exact); the planted bugs are thousands of times as far.
+MARGIN = 4.0
 
 
 # A page to ask
@@ -303,7 +304,7 @@ def test_every_number_is_made_of_the_products_that_are_shown(page, tokenizer, re
                 # Each of n roundings moves a sum by at most 2^-24 of what is summed.
                 bound = (len(terms) + 4) * 2**-24 * np.abs(products).sum()
                 assert abs(sum(products) - value) <= bound, found["title"]
-            refs = [f for term in terms for f in term["factors"] if "ref" in f]
+            refs = [f for term in terms for f in term["factors"] if f.get("ref")]
             ref = (chosen := dice.choice(refs))["ref"]
             expected = None if chosen["name"] == "silu(gate)" else chosen["value"]
     assert kinds >= {"logit", "final", "stream", "middle", "mlp", "hidden", "gate", "up", "normed2",
