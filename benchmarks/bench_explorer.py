@@ -111,9 +111,7 @@ def exact(browser) -> None:
     path = assets.verified(assets.GGUF)
     model, tokenizer = load_pretrained(path, quiet=True).requires_grad_(False), load_tokenizer(path)
     models = model, copy.deepcopy(model).double()
-    print(
-        "error against float64, page / Python's float32; how: noise in tests/course/test_explorer.py"
-    )
+    print("error against float64, page / Python's float32 (how: tests/course/test_explorer.py)")
     print("text                  tokens  stream          maps            logits          ratio")
     with proof.opened(browser, explorer.BUILT) as page:
         page.load()
