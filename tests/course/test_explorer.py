@@ -282,34 +282,47 @@ def test_fifty_greedy_tokens_are_pythons(page, real_model, tokenizer, prompt):
 # Any number and its products
 
 
-def test_every_number_is_made_of_the_products_that_are_shown(page, tokenizer, real_model):
-    """Walks at random from a logit back to the embedding; each step adds up."""
+WIDTHS = {"attended": 576, "final": 576, "gate": 1536, "gathered": 576, "hidden": 1536, "k": 192,
+          "k0": 192, "logit": 49_152, "middle": 576, "mlp": 576, "normed1": 576, "normed2": 576,
+          "q": 576, "q0": 576, "stream": 576, "up": 1536, "v": 192}  # fmt: skip
+
+
+def check_made_of_its_terms(found):
+    products = [np.prod([f["value"] for f in term["factors"]]) for term in found["terms"]]
+    if found["how"] == "share":
+        assert sum(term["value"] for term in found["terms"]) == pytest.approx(1)
+    else:
+        # Each of n roundings moves a sum by at most 2^-24 of what is summed.
+        bound = (len(products) + 4) * 2**-24 * np.abs(products).sum()
+        assert abs(sum(products) - found["value"]) <= bound, found["title"]
+
+
+@pytest.mark.parametrize("kind", [*WIDTHS, "weight", "score"])
+def test_every_number_is_made_of_the_products_that_are_shown(page, tokenizer, kind):
+    """Of each kind three at random, and of each of these one number that it leads to."""
     ids, dice = tokenizer.encode(TEXTS[0]), random.Random(1)
     page.ask("read", ids=ids)
-    embedding, kinds = real_model.model.embed_tokens.weight, set()
-    for _ in range(60):
-        ref, expected = {"kind": "logit", "t": len(ids) - 1, "i": dice.randrange(49_152)}, None
-        for _ in range(dice.choice((3, 200))):
-            found = page.ask("number", **ref)
-            kinds.add(ref["kind"])
-            value, terms = found["value"], found["terms"]
-            assert expected is None or value == pytest.approx(expected, rel=2**-22, abs=1e-12)
-            if found["how"] == "leaf":
-                assert value == embedding[ids[ref["t"]], ref["i"]]
-                break
-            products = [np.prod([f["value"] for f in term["factors"]]) for term in terms]
-            if found["how"] == "share":
-                assert sum(term["value"] for term in terms) == pytest.approx(1)
-            else:
-                # Each of n roundings moves a sum by at most 2^-24 of what is summed.
-                bound = (len(terms) + 4) * 2**-24 * np.abs(products).sum()
-                assert abs(sum(products) - value) <= bound, found["title"]
-            refs = [f for term in terms for f in term["factors"] if f.get("ref")]
-            ref = (chosen := dice.choice(refs))["ref"]
-            expected = None if chosen["name"] == "silu(gate)" else chosen["value"]
-    assert kinds >= {"logit", "final", "stream", "middle", "mlp", "hidden", "gate", "up", "normed2",
-                     "attended", "gathered", "weight", "score", "q", "k", "q0", "k0", "v",
-                     "normed1"}  # fmt: skip
+    for _ in range(3):
+        ref = {"kind": kind, "layer": dice.randrange(1, 30), "t": len(ids) - 1}
+        if kind in WIDTHS:
+            ref |= {"i": dice.randrange(WIDTHS[kind])}
+        else:
+            ref |= {"h": dice.randrange(9), "s": dice.randrange(len(ids))}
+        found = page.ask("number", **ref)
+        check_made_of_its_terms(found)
+        leading = [f for term in found["terms"] for f in term["factors"] if f.get("ref")]
+        chosen = dice.choice(leading)
+        deeper = page.ask("number", **chosen["ref"])
+        check_made_of_its_terms(deeper)
+        if chosen["name"] != "silu(gate)":
+            assert deeper["value"] == pytest.approx(chosen["value"], rel=2**-22, abs=1e-12)
+
+
+def test_the_first_number_is_read_from_the_embedding(page, tokenizer, real_model):
+    ids, embedding = tokenizer.encode(TEXTS[0]), real_model.model.embed_tokens.weight
+    page.ask("read", ids=ids)
+    found = page.ask("number", kind="stream", layer=0, t=2, i=7)
+    assert (found["how"], found["value"]) == ("leaf", embedding[ids[2], 7])
 
 
 # The page
