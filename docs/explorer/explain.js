@@ -32,7 +32,7 @@ function explain(model, tokenizer, trace, ref) {
     const row = x.subarray(t * C, (t + 1) * C), weight = weights.row(matrix)[i];
     const scale = 1 / Math.sqrt(row.reduce((all, value) => all + value * value / C, 0) + eps);
     return { title, how: "product", formula: `${from} ÷ root mean square × weight`, terms: [
-      product("", factor(from, row[i], from === "stream" ? { kind: from, layer: layer ?? model.config.nLayer, t, i } : here(from, i)),
+      product("", factor(from, row[i], from === "stream" ? { kind: from, layer: matrix === "output_norm.weight" ? model.config.nLayer : layer, t, i } : here(from, i)),
         factor("1 ÷ root mean square", scale), factor("weight", weight))] };
   };
   const turned = (title, from) => {

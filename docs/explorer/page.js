@@ -172,12 +172,12 @@ function buildGrid() {
     return node;
   };
   const stream = (depth) => [cell(depth, "stream", "cell wide"),
-    el("button", { class: "say", tabindex: -1, id: `lens-${depth}`, onclick: () => open({ layer: depth, head: "stream" }) })];
+    el("button", { class: "say", role: "gridcell", tabindex: -1, id: `lens-${depth}`, onclick: () => open({ layer: depth, head: "stream" }) })];
   $("grid").append(row(head(""), ...Array.from({ length: HEADS }, (_, h) => head(String(h), `head ${h}`)), head("MLP"), head("stream"), head("says", "What the head would say here: the logit lens")));
   const first = stream(0);
   first[0].style.gridColumn = "12";
   first[1].style.gridColumn = "13";
-  $("grid").append(row(el("span", { class: "name", style: "grid-column: 1 / 12; text-align: right" }, "the embedding, before the first block"), ...first));
+  $("grid").append(row(el("span", { class: "name", role: "rowheader", style: "grid-column: 1 / 12; text-align: right" }, "the embedding, before the first block"), ...first));
   for (let layer = 0; layer < LAYERS; layer++) {
     const heads = Array.from({ length: HEADS }, (_, h) => cell(layer, h));
     heads.forEach((node) => node.append(el("canvas")));
@@ -233,7 +233,7 @@ function drawGrid() {
     } else {
       const values = [];
       for (let t = 0; t < T; t++) for (let s = 0; s < T; s++) values.push(s <= t ? weight(part.layer, part.head, t, s) : 0);
-      squares(node.firstChild, values, T, (v) => [blue, v]);
+      squares(node.firstChild, values, T, (v) => [blue, Math.sqrt(v)]); // small ones must be seen
     }
     if (off) said += ", switched off";
     node.setAttribute("aria-label", said);
@@ -319,7 +319,8 @@ async function drawPart() {
   const body = [], name = key(part), T = source.words.length;
   if (part.head !== "stream")
     body.push(el("div", { class: "row" }, el("button", { "aria-pressed": String(state.off.has(name)), onclick: () => toggle(name) },
-      state.off.has(name) ? "Switch on again" : "Switch off")));
+      state.off.has(name) ? "Switch on again" : "Switch off"),
+      el("button", { onclick: () => cells.get(name).scrollIntoView({ block: "center" }) }, "↑ where it stands")));
   if (Number.isInteger(part.head)) body.push(...headBody(part, T));
   else if (part.head === "mlp") body.push(...await mlpBody(part));
   else body.push(...await streamBody(part));

@@ -6,6 +6,7 @@ let model = null, tokenizer = null, trace = null, cache = null;
 /** Read a file into WebAssembly memory as it arrives, and make the model of it. */
 async function load({ url, file }, progress) {
   const response = url ? await fetch(url) : new Response(file.stream());
+  if (response.status === 404) throw new Error(`${url.split("/").at(-1)} is not beside this page: choose the file, or drop it here. ("python -m smol_scratch.course.explorer --out FOLDER" puts it beside the page in that folder.)`);
   if (!response.ok) throw new Error(`${url}: the server says ${response.status} ${response.statusText}`);
   const size = file ? file.size : Number(response.headers.get("content-length"));
   if (!size) throw new Error(`${url}: the server does not say how long the file is; drop the file here instead`);

@@ -253,7 +253,9 @@ def moving() -> str:
         has = page.with_suffix(".png").is_file()
         picture = f"/explore/{page.stem}.png" if has else ""
         lines += card(title, "", picture, about, link=f"explore/{page.stem}.html", kind="url")
-    return "\n".join(["## See it move", "", *GRID, *lines, "::::", ""]) if lines else ""
+    about = "The real model in your browser: your words, every head, every number."
+    lines += card("The explorer", "", "", about, link="explorer/index.html", kind="url")
+    return "\n".join(["## See it move", "", *GRID, *lines, "::::", ""])
 
 
 def contents(stops: list[Stop]) -> str:

@@ -74,7 +74,7 @@ def build(target: Path = BUILT, source: Path = SOURCE, weights: str = "link") ->
         target: the folder; made where it is missing.
         source: the folder of the sources.
         weights: what to do with the GGUF file: "link" or "copy" puts it beside the page, "none"
-            leaves it to the reader to drop it onto the page.
+            leaves there what is there; a reader can drop the file onto the page.
 
     Returns:
         The page.
@@ -85,8 +85,8 @@ def build(target: Path = BUILT, source: Path = SOURCE, weights: str = "link") ->
     target.mkdir(parents=True, exist_ok=True)
     (target / "index.html").write_text(page(source), "utf-8")
     beside = target / WEIGHTS
-    beside.unlink(missing_ok=True)
     if weights != "none":
+        beside.unlink(missing_ok=True)
         stored = assets.verified(assets.GGUF)
         if stored is None:
             raise assets.MissingAssetError(

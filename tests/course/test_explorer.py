@@ -7,6 +7,8 @@ import contextlib
 import copy
 import functools
 import http.server
+import json
+import os
 import random
 import shutil
 import threading
@@ -49,8 +51,9 @@ TEXTS = (
 )
 CHANGED = {"0.0", "3.2", "3.5", "7.mlp", "29.8"}  # parts to switch off
 # How much further from the float64 result the page may be than Python's own float32 is: both round
-# every product and sum, in another order. Measured on the ten texts: see the docstring below.
-MARGIN = 3.0
+# every product and sum, in another order. On the ten texts it is 0.3 to 2.0 times as far
+# (python -m benchmarks.bench_explorer --exact); the planted bugs are thousands of times as far.
+MARGIN = 4.0
 
 
 # A page to ask
@@ -171,12 +174,17 @@ def in_python(model, ids, off=()):
 
 
 def noise(found, exact):
-    """Root mean square of the differences: of the stream for each depth, of the maps for each
-    block, of the logits as a whole."""
+    """How far off it is: the stream at each depth, the maps of each block, the logits as a whole.
+
+    Root mean squares, those of the stream relative to each token's own size: the first token's
+    vector is a thousand times as long as the others', and would drown them. What has gone wrong at
+    one depth stays in the stream, so each depth has the largest of those up to there.
+    """
     square = {name: (found[name] - exact[name]) ** 2 for name in exact}
+    relative = square["stream"].sum(-1) / (exact["stream"] ** 2).sum(-1)  # (31, T)
     return {
-        "stream": np.sqrt(square["stream"].mean((1, 2))),
-        "maps": np.sqrt(square["maps"].mean((1, 2, 3))),
+        "stream": np.maximum.accumulate(np.sqrt(relative.mean(-1))),
+        "maps": np.maximum.accumulate(np.sqrt(square["maps"].mean((1, 2, 3)))),
         "logits": np.sqrt(square["logits"].mean()),
     }
 
@@ -191,8 +199,8 @@ def check_numbers(page, models, tokenizer, text, off=()):
     floor, found = noise(rounded, exact), noise(page.numbers(ids, off), exact)
     assert (found["stream"][0], floor["stream"][0]) == (0, 0), "the embedding is read, not computed"
     for name in exact:
-        # A map of a single token is 1 in both; the last bit of a float32 is the least that counts.
-        least = 2.0**-24 * np.abs(exact[name]).mean()
+        # Where Python happens to be exact, the last bit of a float32 is the least that counts.
+        least = 2.0**-24 * (1 if name == "stream" else np.abs(exact[name]).mean())
         assert np.all(found[name] <= MARGIN * floor[name] + least), (
             f"{text!r}: {name} is {np.max(found[name] / (floor[name] + least)):.1f} times as far "
             "from float64 as Python's float32"
@@ -274,34 +282,188 @@ def test_fifty_greedy_tokens_are_pythons(page, real_model, tokenizer, prompt):
 # Any number and its products
 
 
-def test_every_number_is_made_of_the_products_that_are_shown(page, tokenizer, real_model):
-    """Walks at random from a logit back to the embedding; each step adds up."""
+WIDTHS = {"attended": 576, "final": 576, "gate": 1536, "gathered": 576, "hidden": 1536, "k": 192,
+          "k0": 192, "logit": 49_152, "middle": 576, "mlp": 576, "normed1": 576, "normed2": 576,
+          "q": 576, "q0": 576, "stream": 576, "up": 1536, "v": 192}  # fmt: skip
+
+
+def check_made_of_its_terms(found):
+    products = [np.prod([f["value"] for f in term["factors"]]) for term in found["terms"]]
+    if found["how"] == "share":
+        assert sum(term["value"] for term in found["terms"]) == pytest.approx(1)
+    else:
+        # Each of n roundings moves a sum by at most 2^-24 of what is summed.
+        bound = (len(products) + 4) * 2**-24 * np.abs(products).sum()
+        assert abs(sum(products) - found["value"]) <= bound, found["title"]
+
+
+@pytest.mark.parametrize("kind", [*WIDTHS, "weight", "score"])
+def test_every_number_is_made_of_the_products_that_are_shown(page, tokenizer, kind):
+    """Of each kind three at random, and of each of these one number that it leads to."""
     ids, dice = tokenizer.encode(TEXTS[0]), random.Random(1)
     page.ask("read", ids=ids)
-    embedding, kinds = real_model.model.embed_tokens.weight, set()
-    for _ in range(60):
-        ref, expected = {"kind": "logit", "t": len(ids) - 1, "i": dice.randrange(49_152)}, None
-        for _ in range(dice.choice((3, 200))):
-            found = page.ask("number", **ref)
-            kinds.add(ref["kind"])
-            value, terms = found["value"], found["terms"]
-            assert expected is None or value == pytest.approx(expected, rel=2**-22, abs=1e-12)
-            if found["how"] == "leaf":
-                assert value == embedding[ids[ref["t"]], ref["i"]]
-                break
-            products = [np.prod([f["value"] for f in term["factors"]]) for term in terms]
-            if found["how"] == "share":
-                assert sum(term["value"] for term in terms) == pytest.approx(1)
-            else:
-                # Each of n roundings moves a sum by at most 2^-24 of what is summed.
-                bound = (len(terms) + 4) * 2**-24 * np.abs(products).sum()
-                assert abs(sum(products) - value) <= bound, found["title"]
-            refs = [f for term in terms for f in term["factors"] if "ref" in f]
-            ref = (chosen := dice.choice(refs))["ref"]
-            expected = None if chosen["name"] == "silu(gate)" else chosen["value"]
-    assert kinds >= {"logit", "final", "stream", "middle", "mlp", "hidden", "gate", "up", "normed2",
-                     "attended", "gathered", "weight", "score", "q", "k", "q0", "k0", "v",
-                     "normed1"}  # fmt: skip
+    for _ in range(3):
+        ref = {"kind": kind, "layer": dice.randrange(1, 30), "t": len(ids) - 1}
+        if kind in WIDTHS:
+            ref |= {"i": dice.randrange(WIDTHS[kind])}
+        else:
+            ref |= {"h": dice.randrange(9), "s": dice.randrange(len(ids))}
+        found = page.ask("number", **ref)
+        check_made_of_its_terms(found)
+        leading = [f for term in found["terms"] for f in term["factors"] if f.get("ref")]
+        chosen = dice.choice(leading)
+        deeper = page.ask("number", **chosen["ref"])
+        check_made_of_its_terms(deeper)
+        if chosen["name"] != "silu(gate)":
+            assert deeper["value"] == pytest.approx(chosen["value"], rel=2**-22, abs=1e-12)
+
+
+def test_the_first_number_is_read_from_the_embedding(page, tokenizer, real_model):
+    ids, embedding = tokenizer.encode(TEXTS[0]), real_model.model.embed_tokens.weight
+    page.ask("read", ids=ids)
+    found = page.ask("number", kind="stream", layer=0, t=2, i=7)
+    assert (found["how"], found["value"]) == ("leaf", embedding[ids[2], 7])
+
+
+# The page
+
+
+def wait(page, what):
+    page.tab.wait_for_function(what, timeout=120_000)
+
+
+def widths(page):
+    return page.tab.evaluate("[innerWidth, document.documentElement.scrollWidth]")
+
+
+def faults(page):
+    """Return what axe-core finds serious, where it is at hand (.ci/run fetches it)."""
+    if not (path := os.environ.get("AXE_CORE")):
+        return []
+    page.tab.add_script_tag(path=path)
+    found = page.tab.evaluate("async () => (await axe.run()).violations")
+    return [
+        (fault["id"], fault["nodes"][0]["html"][:200])
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+    ]
+
+
+SCREENS = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True},
+}
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_first_view_needs_no_weights(browser, tmp_path, screen):
+    explorer.build(tmp_path, weights="none")
+    with opened(browser, tmp_path, **SCREENS[screen]) as page:
+        tab = page.tab
+        assert tab.locator("#grid .cell").count() == 30 * 10 + 31
+        assert tab.locator("#bars code").first.inner_text() == "·Paris"
+        before = tab.locator("#bars .amount").first.inner_text()
+        tab.click("#sentences button >> nth=1")
+        assert tab.locator("#bars code").first.inner_text() == "·Mary"
+        tab.get_by_role("radio", name="what changes without it").click()
+        # By keyboard alone: into the grid, two parts to the right, off, open, and back.
+        tab.locator('#grid .cell[tabindex="0"]').focus()
+        for pressed in ("ArrowRight", "ArrowRight", "ArrowDown", "x"):
+            tab.keyboard.press(pressed)
+        assert "Switched off: block 1 head 2" in tab.locator("#off").inner_text()
+        assert tab.locator("#bars .before").count() >= 5
+        tab.keyboard.press("Enter")
+        assert tab.locator("#part-title").inner_text() == "Block 1, head 2"
+        assert widths(page)[0] >= widths(page)[1], "wider than the screen"
+        assert faults(page) == []
+        tab.keyboard.press("Escape")
+        assert not tab.locator("#part").is_visible()
+        tab.click("#load")
+        wait(page, "document.getElementById('status').textContent.includes('not beside')")
+        assert before != tab.locator("#bars .amount").first.inner_text()
+        allowed = (page.address.rpartition("/")[0], "data:", "blob:")
+        assert [url for url in page.asked if not url.startswith(allowed)] == []
+        assert page.errors == []
+
+
+@pytest.mark.parametrize("screen", ["light", "phone"])
+def test_the_model_answers_the_readers_words(browser, built, tokenizer, screen):
+    with opened(browser, built, **SCREENS[screen]) as page:
+        tab = page.tab
+        tab.click("#load")
+        wait(page, "state.source.live && state.lens")
+        tab.fill("#words", "7 × 8 is")
+        wait(page, "state.text === '7 × 8 is' && state.next.every((x) => 'id' in x)")
+        assert tab.locator("#tokens button").count() == len(tokenizer.encode("7 × 8 is"))
+        # Three levels: the model, a head, one number and what made it.
+        tab.locator("#grid .cell").nth(5).click()
+        tab.locator("#part-body .link").first.click()
+        wait(page, "document.querySelector('#number-title').textContent.startsWith('Attention of')")
+        tab.locator("#number-body .made .link").first.click()
+        wait(page, "document.querySelector('#number-title').textContent.startsWith('Score of')")
+        tab.locator("#number-body .made .link").first.click()
+        wait(page, "document.querySelector('#number-title').textContent.startsWith('Query')")
+        assert widths(page)[0] >= widths(page)[1], "wider than the screen"
+        # What a switch changes stands beside what was.
+        tab.locator("#part-body button").first.click()
+        wait(page, "document.querySelectorAll('#bars .before').length >= 5")
+        tab.get_by_role("button", name="Switch all on").click()
+        wait(page, "!document.querySelector('#bars .before')")
+        tab.fill("#words", "Who are you?")
+        tab.check("#chat")
+        wait(page, "state.source.words.join('').endsWith('assistant\\n')")
+        tab.click("#write")
+        wait(page, "document.getElementById('written').textContent.length > 12")
+        tab.click("#write")  # stop
+        assert page.errors == []
+
+
+def test_a_page_from_the_disk_takes_the_file_that_is_chosen(browser, built, gguf):
+    tab = browser.new_page()
+    page = Page(tab, (built / "index.html").as_uri())
+    tab.click("#load")
+    wait(page, "document.getElementById('status').textContent.includes('choose or drop')")
+    tab.set_input_files("#file", str(gguf))
+    wait(page, "state.source.live && state.next[0].word === ' Paris'")
+    tab.set_input_files("#file", {"name": "x.gguf", "mimeType": "", "buffer": b"GGUF" + b"\3" * 99})
+    wait(page, "document.getElementById('status').textContent.includes('no whole GGUF file')")
+    tab.close()
+    assert page.errors == []
+
+
+def near(found, stored, unit):
+    """Compare nested lists of rounded numbers; two machines may round to neighbours."""
+    if isinstance(stored, list):
+        assert len(found) == len(stored)
+        for pair in zip(found, stored, strict=True):
+            near(*pair, unit)
+    elif isinstance(stored, str):
+        assert found == stored
+    else:
+        assert abs(found - stored) <= unit * (1 + 1e-6), (found, stored)
+
+
+def test_the_stored_sentences_are_what_the_model_computes(real_model, tokenizer):
+    from benchmarks import record_explorer
+
+    stored = json.loads((explorer.SOURCE / "sentences.json").read_text("utf-8"))
+    assert tuple(sentence["text"] for sentence in stored) == record_explorer.TEXTS
+    for sentence in (stored[0], stored[2]):  # the short ones
+        found = record_explorer.recorded(real_model, tokenizer, sentence["text"])
+        assert (found["words"], found["off"].keys()) == (sentence["words"], sentence["off"].keys())
+        near(found["maps"], sentence["maps"], 1)
+        for part, (five, (word, p)) in found["off"].items():
+            near(five, sentence["off"][part][0], 0.1)
+            # Which word is the first may hang on the last digit, its probability may not.
+            assert abs(p - sentence["off"][part][1][1]) <= 0.1 + 1e-6, (part, word)
+        for mine, theirs in ((found["stream"], sentence["stream"]),
+                             (found["wrote"], sentence["wrote"])):  # fmt: skip
+            np.testing.assert_allclose(mine, theirs, rtol=0.1)
+        probabilities = lambda x: [[p for _, p in row] for row in x]  # noqa: E731
+        near(probabilities(found["next"]), probabilities(sentence["next"]), 0.1)
+        for mine, theirs in zip(found["lens"], sentence["lens"], strict=True):
+            near(probabilities(mine), probabilities(theirs), 0.1)
 
 
 # Bugs
@@ -332,7 +494,7 @@ BUGS = {
         "(v128.and (i16x8.shr_u (local.get $pairs) (i32.const 4)) (local.get $low))", "numbers"),
     "numbers keep their digits together": (
         "tokenizer.js", "of part.split(DIGIT))", "of [part])", "tokens"),
-    "white space as JavaScript sees it": (
+    "spaces before a word stay together": (
         "tokenizer.js", "\\p{White_Space}+(?!\\P{White_Space})|", "", "tokens"),
     "a new token stands at position 0": (
         "model.js", "const start = cache ? cache.length : 0", "const start = 0", "greedy"),
@@ -359,7 +521,7 @@ def test_a_planted_bug_is_caught(bug, browser, tmp_path, real_model, exact_model
                 check_numbers(page, (real_model, exact_model), tokenizer, TEXTS[0])
         elif catches == "tokens":
             with pytest.raises(AssertionError):
-                check_tokens(page, tokenizer, TRICKY)
+                check_tokens(page, tokenizer, [*TRICKY, "two  spaces"])
         else:
             with pytest.raises(AssertionError):
                 check_greedy(page, real_model, tokenizer, TEXTS[0], 5)
