@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from smol_scratch import assets
-from smol_scratch.texts import pieces_of
+from smol_scratch.texts import cut
 
 INDEX = "index.json"
 FORMAT = "smol_scratch token shards, version 2"
@@ -73,8 +73,7 @@ def pieces_of_documents(documents: Iterable[str | Piece]) -> Iterator[Piece]:
         elif len(document) <= PIECE:
             yield Piece(document, True)
         else:
-            starts = range(0, len(document), PIECE)
-            parts = pieces_of(document[at : at + PIECE] for at in starts)
+            parts = cut(document, PIECE)
             before = next(parts)
             for part in parts:
                 yield Piece(before, False)
@@ -137,7 +136,11 @@ def write_shards(
                     "use that tokenizer, or another folder"
                 )
         content = stored
-    for pattern in (".shard-*.npy.*", ".documents-*.npy.*", f".{INDEX}.*"):  # halves that an interruption left
+    for pattern in (
+        ".shard-*.npy.*",
+        ".documents-*.npy.*",
+        f".{INDEX}.*",
+    ):  # halves that an interruption left
         for stray in folder.glob(pattern):
             shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     pieces = pieces_of_documents(documents)

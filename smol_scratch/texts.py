@@ -46,6 +46,11 @@ def pieces_of(parts: Iterable[str]) -> Iterator[str]:
         yield rest
 
 
+def cut(text: str, size: int) -> Iterator[str]:
+    """Yield a text in pieces of about ``size`` characters that can be encoded one by one."""
+    return pieces_of(text[at : at + size] for at in range(0, len(text), size))
+
+
 def read_pieces(path: Path, size: int = PIECE) -> Iterator[str]:
     """Yield a UTF-8 file's text in order, in pieces that can be encoded one by one.
 
