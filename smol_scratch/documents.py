@@ -372,17 +372,14 @@ class _Counted(io.FileIO):
 
 def _json_lines(path: Path, report: Report, advance: Advance) -> Iterator[tuple[str, Any]]:
     """Yield the rows of JSON Lines, plain or compressed; a line that is no JSON is left out."""
-    damaged: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error)
     with io.BufferedReader(_Counted(path, advance), 1 << 20) as file:
         lines: Iterable[bytes] = file
         if path.name.endswith(".gz"):
             lines = gzip.GzipFile(fileobj=file)
         elif path.name.endswith(".zst"):
-            zstandard = library("zstandard")
-            damaged = (*damaged, zstandard.ZstdError)
-            lines = io.BufferedReader(
-                zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), 1 << 20
-            )
+            pyarrow = library("pyarrow")
+            inner = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+            lines = io.BufferedReader(inner, 1 << 20)
         try:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
@@ -394,7 +391,7 @@ def _json_lines(path: Path, report: Report, advance: Advance) -> Iterator[tuple[
                     report.skip("is no JSON", where)
                     continue
                 yield where, row
-        except damaged as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path}: is torn or damaged ({error}); fetch it again") from error
 
 
