@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from smol_scratch import assets
-from smol_scratch.shards import INDEX, PIECE, Piece, TokenShards, write_shards
+from smol_scratch.shards import PIECE, Piece, TokenShards, write_shards
 from smol_scratch.texts import cut, read_pieces
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
@@ -34,6 +34,9 @@ END = "<|endoftext|>"
 # What a document is held back for until it is known to be usable: a longer one cannot be left out.
 HELD = 1 << 24  # characters
 KINDS = (".txt", ".md", ".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+# What a folder of shards holds, an interrupted writer's halves included.
+OURS = re.compile(r"\.?(shard-|documents-|index\.json|report\.json|seen\.sqlite)")
 
 
 @dataclass
@@ -269,8 +272,12 @@ def store(
     """
     if not inputs and dataset is None:
         raise ValueError("shards: nothing to read; name --input or --dataset")
-    if output.exists() and not (output / INDEX).exists() and any(output.iterdir()):
-        raise ValueError(f"--output {output}: is there and holds no shards; name another folder")
+    strange = [file.name for file in output.glob("*") if not OURS.match(file.name)]
+    if strange:
+        raise ValueError(
+            f"--output {output}: holds {min(strange)}, which is no part of shards; name another "
+            "folder"
+        )
     files, report = input_files(inputs), Report()
     output.mkdir(parents=True, exist_ok=True)
     seen = Seen(output / ".seen.sqlite") if unique else None
