@@ -62,9 +62,9 @@ from smol_scratch import (
     load_tokenizer,
 )
 from smol_scratch.checkpoint import STATE, load_checkpoint, save_checkpoint
-from smol_scratch.data import TokenShards, write_shards
 from smol_scratch.gguf_file import read_gguf
 from smol_scratch.recipe import TrainingConfig
+from smol_scratch.shards import TokenShards, write_shards
 from smol_scratch.texts import encode_files
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.training import RunOptions, TrainingState, train

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from smol_scratch.cache import KVCache
     from smol_scratch.config import SmolLM2Config
     from smol_scratch.corpus import load_text
-    from smol_scratch.data import DataLoaderLite, TokenShards
+    from smol_scratch.data import DataLoaderLite
     from smol_scratch.generation import generate, stream, stream_text
     from smol_scratch.hub import load_pretrained, to_transformers
     from smol_scratch.model import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         fast_attention,
         rotate,
     )
+    from smol_scratch.shards import TokenShards
     from smol_scratch.sharing import export_gguf, export_pretrained
     from smol_scratch.tokenizer import load_gpt2_tokenizer, load_tokenizer
 
@@ -62,7 +63,7 @@ _HOMES = {
     "cache": ("KVCache",),
     "config": ("SmolLM2Config",),
     "corpus": ("load_text",),
-    "data": ("DataLoaderLite", "TokenShards"),
+    "data": ("DataLoaderLite",),
     "generation": ("generate", "stream", "stream_text"),
     "hub": ("load_pretrained", "to_transformers"),
     "model": (
@@ -77,6 +78,7 @@ _HOMES = {
         "fast_attention",
         "rotate",
     ),
+    "shards": ("TokenShards",),
     "sharing": ("export_gguf", "export_pretrained"),
     "tokenizer": ("load_gpt2_tokenizer", "load_tokenizer"),
 }

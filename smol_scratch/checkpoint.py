@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 from smol_scratch import assets
 from smol_scratch.data import Tokens
 from smol_scratch.hub import load_pretrained, write_model_files
+from smol_scratch.packing import Mixture
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.training import RunOptions, TrainingState
@@ -54,6 +55,9 @@ FIXED = (
     "dropout",
     "seed",
     "held_out",
+    "weights",
+    "order",
+    "mask_documents",
     "decay_matrices_only",
 )
 
@@ -170,9 +174,14 @@ def _generators(state: TrainingState) -> dict[str, Tensor]:
 
 
 def fields_to_json(settings: TrainingConfig | RunOptions) -> dict[str, Any]:
-    """Return the fields of a recipe or of options; paths become strings."""
-    fields = dataclasses.asdict(settings)
-    return {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()}
+    """Return the fields of a recipe or of options; paths become strings, tuples lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(each) for each in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: plain(value) for name, value in dataclasses.asdict(settings).items()}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -210,6 +219,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         for section in (fields, content["options"]):
             for name in {"ckpt", "save", "text", "metrics"} & set(section):
                 section[name] = None if section[name] is None else Path(section[name])
+        for name, kind in {"shards": Path, "weights": float}.items():
+            if name in fields:
+                fields[name] = tuple(map(kind, fields[name]))
         for name, kind in _CONTENT.items():
             if type(content[name]) is not kind:
                 raise ValueError(f"{name}={content[name]!r:.60} must be of type {kind.__name__}")
@@ -239,7 +251,7 @@ _CONTENT = {
 
 def load_checkpoint(
     folder: Path,
-    tokens: Tokens,
+    tokens: Tokens | Mixture,
     held_out: Tokens | None = None,
     config: TrainingConfig | None = None,
     options: RunOptions | None = None,

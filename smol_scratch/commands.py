@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,55 @@ def train(
 
     with terminal.interruptible():
         run(recipe, sitting)
+
+
+def shards(
+    output: Path,
+    input: tuple[Path, ...] = (),
+    dataset: str | None = None,
+    split: str = "train",
+    text_column: str = "text",
+    unique: bool = False,
+    tokenizer: Path | None = None,
+    shard_tokens: int = 1 << 24,
+    workers: int | None = None,
+) -> None:
+    """Store text of any size as tokens, for train --shards.
+
+    Killed, it goes on when the same command is given again. Memory does not grow with the text.
+
+    Args:
+        output: folder of the shards.
+        input: files and folders: .txt and .md (one document each, or several with <|endoftext|>
+            between them), .jsonl (plain, .gz or .zst) and .parquet.
+        dataset: a Hugging Face data set: a local folder, or owner/name@COMMIT.
+        split: of the data set.
+        text_column: field of a row that holds the text.
+        unique: leave out documents that were there before, exactly.
+        tokenizer: a tokenizer.json or model folder; SmolLM2's own where not told.
+        shard_tokens: least number of tokens in a file.
+        workers: cores that encode; all where not told. What is stored is the same.
+
+    Raises:
+        OSError, ValueError: for what cannot be read or stored.
+    """
+    if workers is not None:
+        if not 1 <= workers < 1 << 16:
+            raise ValueError(f"--workers {workers}: must be at least 1")
+        os.environ["RAYON_NUM_THREADS"] = str(workers)  # read when the library first encodes
+    from smol_scratch.documents import store
+    from smol_scratch.tokenizer import load_tokenizer
+
+    with terminal.interruptible():
+        stored, report = store(
+            input, dataset, output, load_tokenizer(tokenizer), split=split, column=text_column,
+            unique=unique, shard_tokens=shard_tokens,
+        )  # fmt: skip
+    print(f"{report.documents:,} documents, {len(stored):,} tokens, "
+          f"{report.bytes / len(stored):.3f} bytes per token, in {output}")  # fmt: skip
+    if report.skipped:
+        print(report.reasons())
+    print(f"To train on them:\n  python -m smol_scratch train --shards {output} --held-out 0.01")
 
 
 def defaults(arguments: list[str]) -> tuple[TrainingConfig, RunOptions]:
@@ -356,6 +406,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
     "train": train,
+    "shards": shards,
     "export": export,
     "demo": demo,
     "info": info,
@@ -370,6 +421,7 @@ EXAMPLES = {
     "generate": '"Once upon a time" --tokens 60 --temperature 0.7',
     "chat": '--system "Answer in one sentence."',
     "train": "--preset tiny --steps 200 --save first",
+    "shards": "--input articles.jsonl.gz --output stored",
     "export": "--gguf model.gguf --type q8_0",
     "demo": "--port 7860",
     "info": "--preset 360M --length 2048",

@@ -28,7 +28,13 @@ class TrainingConfig:
         dropout: probability of dropping an attention weight.
         text: file to train on in place of tiny Shakespeare.
         held_out: share cut off the text's end and never trained on. With 0, tiny Shakespeare is
-            trained on whole, as in the original project, and plays that it lacks are held out.
+            trained on whole, as in the original project, and plays that it lacks are held out. Of
+            shards, a share of the documents, which their own text chooses.
+        shards: folders of stored documents (see the command shards), in place of a text.
+        weights: share of each folder in the batches, of any sum; by its tokens where not told.
+        order: of what is in shards, new in each pass: documents shuffled, blocks (sequences where
+            they stand) shuffled, or as stored.
+        mask_documents: of shards, let no token attend to another document than its own.
         batch_size: sequences in a batch, on each device.
         sequence_length: tokens in a sequence.
         accumulate: batches whose gradients are summed for one update.
@@ -59,6 +65,10 @@ class TrainingConfig:
     dropout: float = number(0.0, least=0, below=1)
     text: Path | None = None
     held_out: float = number(0.0, least=0, below=1)
+    shards: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
+    order: Literal["document", "block", "stored"] = "document"
+    mask_documents: bool = False
     batch_size: int = number(4, least=1)
     sequence_length: int = number(256, least=1)
     accumulate: int = number(1, least=1)
@@ -85,6 +95,7 @@ class TrainingConfig:
                 f"learning_rate={self.learning_rate}: must not be below "
                 f"min_learning_rate={self.min_learning_rate}"
             )
+        self._check_shards()
         if self.decay_steps is not None:
             if self.schedule != "wsd":
                 raise ValueError(f"decay_steps={self.decay_steps}: only schedule='wsd' has a decay")
@@ -106,6 +117,22 @@ class TrainingConfig:
                 f"sequence_length={self.sequence_length}: the model takes at most "
                 f"block_size={self.block_size}; lower the one or raise the other"
             )
+
+    def _check_shards(self) -> None:
+        if not self.shards:
+            for name in ("weights", "order", "mask_documents"):
+                if (value := getattr(self, name)) != getattr(type(self), name):
+                    raise ValueError(f"{name}={value!r}: is for shards only; leave it out")
+            return
+        if self.text is not None:
+            raise ValueError(f"text={str(self.text)!r}: is trained on in place of shards; name one")
+        if self.weights and len(self.weights) != len(self.shards):
+            raise ValueError(
+                f"weights={' '.join(map(str, self.weights))!r}: must be {len(self.shards)}, one "
+                "for each folder of shards"
+            )
+        if wrong := [w for w in self.weights if type(w) not in (int, float) or not 0 < w < 1e300]:
+            raise ValueError(f"weights={wrong[0]!r}: must be above 0")
 
     def model_config(self) -> SmolLM2Config:
         """Return the shape of the model to be trained from scratch."""

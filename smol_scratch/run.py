@@ -34,6 +34,7 @@ from smol_scratch.checkpoint import load_checkpoint, read_state, save_checkpoint
 from smol_scratch.corpus import load_text, unseen_plays
 from smol_scratch.data import Tokens, split
 from smol_scratch.hardware import choose_device, find_hardware
+from smol_scratch.packing import Mixture
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.texts import encode_files
 from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer
@@ -48,7 +49,7 @@ from smol_scratch.training import (
 
 def load_data(
     config: TrainingConfig, tokenizer: SmolLM2Tokenizer, look: bool = True
-) -> tuple[Tokens, Tokens | None]:
+) -> tuple[Tokens | Mixture, Tokens | None]:
     """Return the tokens to train on and the held-out ones, as the recipe says.
 
     Args:
@@ -61,6 +62,16 @@ def load_data(
         ValueError: when the text is no UTF-8, or ``held_out`` leaves one of the two empty.
     """
     tokens: Tokens
+    if config.shards:
+        return Mixture.read(
+            config.shards,
+            tokenizer.fingerprint,
+            held_out=config.held_out,
+            weights=config.weights,
+            order=config.order,
+            seed=config.seed,
+            mask_documents=config.mask_documents,
+        )
     if config.text is None:
         tokens = tokenizer.encode(load_text())
         if not config.held_out:
@@ -469,7 +480,7 @@ def log_line(row: Metrics) -> str:
 
 
 def say_start(
-    state: TrainingState, tokens: Tokens, held_out: Tokens | None, say: Any = print
+    state: TrainingState, tokens: Tokens | Mixture, held_out: Tokens | None, say: Any = print
 ) -> None:
     """Say what is about to be trained, on what, and how."""
     config, count = state.config, sum(w.numel() for w in state.model.parameters())
@@ -480,9 +491,15 @@ def say_start(
     say(f"model: {config.init or config.preset}, {count:,} parameters, on {state.device}")
     say(f"products in {state.precision.dtype}: {state.precision.reason}")
     batches = f"{state.loader.batches_per_pass} batches of {sizes} a pass{summed}"
+    if isinstance(tokens, Mixture):
+        folders = [str(part.shards.folder) for part in tokens.parts]
+        shares = [weight / sum(tokens.weights) for weight in tokens.weights]
+        for folder, part, share in zip(folders, tokens.parts, shares, strict=True):
+            what = f"{len(part.numbers):,} documents, {len(part):,} tokens"
+            say(f"shards: {folder}, {what}, {share:.0%} of the batches")
     say(f"text: {len(tokens):,} tokens, {batches}")
     left = len(tokens) - 1 - state.loader.batches_per_pass * state.loader.step
-    if left:
+    if left and not isinstance(tokens, Mixture):
         say(f"  of which the last {left:,} are in no batch: a pass is of whole batches")
     if config.lr_schedule and config.warmup() < config.warmup_steps:
         say(f"warm-up: {config.warmup()} steps, not {config.warmup_steps}: half of the schedule")

@@ -74,7 +74,8 @@ def in_words(error: Exception) -> str:
 
 
 # Flags that name a file, a folder or a place on the hub.
-PLACES = ("ckpt", "init", "text", "save", "metrics", "folder", "gguf", "space", "push", "json")
+PLACES = ("ckpt", "init", "text", "shards", "input", "output", "save", "metrics", "folder", "gguf",
+          "space", "push", "json")  # fmt: skip
 
 
 @contextlib.contextmanager

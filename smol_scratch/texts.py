@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,29 @@ MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+
+
+def pieces_of(parts: Iterable[str]) -> Iterator[str]:
+    """Yield a text that comes in parts again, in pieces that can be encoded one by one.
+
+    A piece ends where the last place to cut is found in the text so far.
+    """
+    rest = ""
+    for part in parts:
+        rest += part
+        # From the end, so that little is left over.
+        tail = max(0, len(rest) - (1 << 12))
+        places = [tail + found.start() for found in CUT.finditer(rest[tail:])]
+        if places and places[-1]:
+            yield rest[: places[-1]]
+            rest = rest[places[-1] :]
+    if rest:
+        yield rest
+
+
+def cut(text: str, size: int) -> Iterator[str]:
+    """Yield a text in pieces of about ``size`` characters that can be encoded one by one."""
+    return pieces_of(text[at : at + size] for at in range(0, len(text), size))
 
 
 def read_pieces(path: Path, size: int = PIECE) -> Iterator[str]:
@@ -49,17 +72,7 @@ def read_pieces(path: Path, size: int = PIECE) -> Iterator[str]:
             )
     try:
         with path.open(encoding="utf-8-sig") as file:
-            rest = ""
-            while new := file.read(size):
-                rest += new
-                # From the end, so that little is left over.
-                tail = max(0, len(rest) - (1 << 12))
-                places = [tail + found.start() for found in CUT.finditer(rest[tail:])]
-                if places and places[-1]:
-                    yield rest[: places[-1]]
-                    rest = rest[places[-1] :]
-            if rest:
-                yield rest
+            yield from pieces_of(iter(lambda: file.read(size), ""))
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(

@@ -27,6 +27,7 @@ from smol_scratch.evaluation import evenly_spaced, mean_loss
 from smol_scratch.hardware import Precision, choose_device, choose_precision, find_hardware
 from smol_scratch.hub import load_pretrained
 from smol_scratch.model import SmolLM2
+from smol_scratch.packing import Mixture, PackedLoader, attending_within
 from smol_scratch.recipe import RunOptions as RunOptions
 from smol_scratch.recipe import TrainingConfig
 
@@ -58,7 +59,7 @@ class TrainingState:
     options: RunOptions
     model: SmolLM2
     optimizer: torch.optim.Optimizer
-    loader: DataLoaderLite
+    loader: DataLoaderLite | PackedLoader
     precision: Precision
     scaler: torch.amp.GradScaler
     held_out: Tensor | None
@@ -72,7 +73,7 @@ class TrainingState:
     def create(
         cls,
         config: TrainingConfig,
-        tokens: Tokens,
+        tokens: Tokens | Mixture,
         held_out: Tokens | None = None,
         options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
         *,
@@ -97,8 +98,11 @@ class TrainingState:
         rank, world_size = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
-        loader = DataLoaderLite(
-            tokens, config.batch_size, config.sequence_length, rank=rank, world_size=world_size
+        B, T = config.batch_size, config.sequence_length
+        loader = (
+            tokens.loader(B, T, rank=rank, world_size=world_size)
+            if isinstance(tokens, Mixture)
+            else DataLoaderLite(tokens, B, T, rank=rank, world_size=world_size)
         )
         rows = None
         if held_out is not None and options.eval_interval:
@@ -138,7 +142,7 @@ class TrainingState:
             precision=precision,
             scaler=torch.amp.GradScaler(device.type, enabled=precision.scaler),
             held_out=rows,
-            text_sha256=token_sha256(tokens),
+            text_sha256=tokens.sha256 if isinstance(tokens, Mixture) else token_sha256(tokens),
             rank=rank,
             world_size=world_size,
             forward=forward,
@@ -275,9 +279,10 @@ def train_step(state: TrainingState) -> tuple[float, float, float]:
     place = state.loader.state_dict()
     total = torch.zeros((), device=state.device)
     for part in range(config.accumulate):
-        x, y = (t.to(state.device) for t in state.loader.next_batch())  # (B, T) each
+        # (B, T) each; the third, where asked for, says which document each token is of.
+        x, y, *documents = (t.to(state.device) for t in state.loader.next_batch())
         with _averaging(state, last=part == config.accumulate - 1):
-            with state.autocast():
+            with state.autocast(), attending_within(state.model, *documents):
                 loss = state.forward(x, y)[1] / config.accumulate
             scaler.scale(loss).backward()
         total += loss.detach()

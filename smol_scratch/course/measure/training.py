@@ -103,7 +103,8 @@ def _lose_generator(state: TrainingState) -> None:
 
 
 def _lose_place(state: TrainingState) -> None:
-    state.loader.position, state.loader.passes = 0, 0
+    start = state.loader.state_dict() | {"position": 0, "passes": 0}
+    state.loader.load_state_dict(start)
 
 
 def _lose_step(state: TrainingState) -> None:
