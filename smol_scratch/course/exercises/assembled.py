@@ -16,35 +16,36 @@ from smol_scratch.model import SmolLM2
 
 
 @exercise
-def check_rows(answer: tuple[int, int]) -> str:
-    """Expect how many rows of the embedding's gradient are not zero: untied, tied.
+def check_rows(answer: tuple[int, int, int, int]) -> str:
+    """Expect how many rows of the embedding's gradient are not zero, for four losses.
 
-    The text is 12 tokens long, 9 of them different; the vocabulary has 49,152.
+    Untied, if all predictions count, if the last one does, if the first one does; and tied, if the
+    first one does. The text is 12 tokens long, 9 of them different; the vocabulary has 49,152.
     """
-    if not isinstance(answer, tuple | list) or len(answer) != 2:
-        raise Hint("two numbers in brackets are wanted: (with an untied head, with a tied head)")
+    if not isinstance(answer, tuple | list) or len(answer) != 4:
+        raise Hint("four numbers in brackets are wanted: (untied: all, last, first; tied: first)")
     idx = torch.tensor([[5, 6, 7, 5, 8, 9, 10, 7, 11, 12, 13, 5]])  # 9 different tokens
-    found = []
-    for tied in (False, True):
+    hints = (
+        "which rows does looking up touch, and how often is a row counted that is read twice?",
+        "the last place attends to the whole text before it",
+        "the first prediction cannot see what comes later",
+        "the table is the head too: which rows take part in the softmax of a single prediction?",
+    )
+    every, last, first = slice(None), slice(-1, None), slice(0, 1)
+    cases = ((False, "all", every), (False, "the last", last), (False, "the first", first),
+             (True, "the first", first))  # fmt: skip
+    for given, (tied, which, counts), hint in zip(answer, cases, hints, strict=True):
         torch.manual_seed(7)
         model = SmolLM2(SmolLM2Config.preset("tiny", n_layer=1, tie_embeddings=tied))
-        _, loss = model(idx, idx + 100)
+        targets = torch.full_like(idx, -100)
+        targets[:, counts] = idx[:, counts] + 100
+        _, loss = model(idx, targets)
         assert loss is not None
         loss.backward()
         gradient = model.model.embed_tokens.weight.grad  # (V, C)
-        found.append(int(gradient.ne(0).any(dim=-1).sum()))
-    untied, tied_rows = answer
-    if untied != found[0]:
-        raise Hint(
-            f"untied, {untied} is not it. The embedding is then used for looking up only: "
-            "which of its rows does the text touch, and how often does each of them count?"
-        )
-    if tied_rows != found[1]:
-        raise Hint(
-            f"tied, {tied_rows} is not it. The matrix is the head too: which rows take part in "
-            "the softmax of even a single prediction?"
-        )
-    return "the lookup moves the rows that were read, the head moves every row there is"
+        if given != int(gradient.ne(0).any(dim=-1).sum()):
+            raise Hint(f"{'tied' if tied else 'untied'}, {which}: {given} is not it; {hint}")
+    return "the lookup moves the rows that a prediction could see, the head every row there is"
 
 
 @exercise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,22 +18,29 @@ from smol_scratch.model import SmolLM2
 
 
 @exercise
-def check_shared_heads(answer: float) -> str:
-    """Expect the FLOPs of scores and weighted values with 9 key-value heads, by those with 3."""
+def check_one_long(answer: float) -> str:
+    """Expect the FLOPs of one sequence of 8,192 tokens, by those of 32 sequences of 256."""
     if not isinstance(answer, int | float):
         raise Hint("answer with one number, a factor")
-    few = SmolLM2Config()
-    many = replace(few, n_kv_head=few.n_head)
-    square = [
-        sum(p.flops for p in matrix_products(c, 1, 256) if p.name in ("scores", "weighted values"))
-        for c in (few, many)
-    ]
-    factor = square[1] / square[0]
-    if math.isclose(answer, few.n_head / few.n_kv_head):
-        raise Hint("so many times the keys are stored; but how many query heads ask?")
-    if not math.isclose(answer, factor):
-        raise Hint("write down m, k, n and how often, for the scores: which of them holds G?")
-    return "sharing saves memory and bandwidth, and the projections of keys and values"
+    config = SmolLM2Config(block_size=8192)
+    one, many = (
+        sum(p.flops for p in matrix_products(config, B, T)) for B, T in ((1, 8192), (32, 256))
+    )
+    factor = one / many
+    if math.isclose(answer, 1):
+        raise Hint("the products with weights cost the same either way; what about the scores?")
+    if math.isclose(answer, 8192 / 256):
+        raise Hint("so many times grow scores and values alone; what of the rest of the model?")
+    if math.isclose(answer, 1 / factor, rel_tol=0.01):
+        raise Hint("the other way round: the longer sequence takes more")
+    if math.isclose(answer, 1 + 8192 / 3891, rel_tol=0.01):
+        raise Hint("nearly: the 32 short sequences have scores and values too")
+    if not math.isclose(answer, factor, rel_tol=0.02):
+        raise Hint(
+            "take what costs the same per token as 1; how much are scores and values per token at "
+            "256, and how much at 8,192, if they are 1 at 3,891?"
+        )
+    return f"{factor:.2f} times the FLOPs for 32 times the length"
 
 
 @exercise

@@ -32,7 +32,7 @@ def same_matrix_twice(
     chances = np.exp(logits) / np.exp(logits).sum()
     figure, ax = canvas(20.6, 5.9)
     heights = [4.1 - 1.0 * i for i in range(len(names))]
-    for left, title in ((1.0, "embedding: look up a row"), (11.0, "head: the same table")):
+    for left, title in ((1.0, "embedding: look up a row"), (11.0, "head: same table")):
         ax.text(left + 0.7, 5.1, title, ha="center", fontsize=10, color=COLOURS["embedding"])
         for name, row, y in zip(names, rows, heights, strict=True):
             chosen = left > 5 or name == read
@@ -93,13 +93,14 @@ def starts(runs: Mapping[str, Sequence[float]], formula: Mapping[str, float],
         spread = np.linspace(-0.22, 0.22, len(losses))
         ax.plot(sorted(losses), row + spread, "o", color=COLOURS["right"], markersize=5)
         ax.plot([formula[name]] * 2, [row - 0.36, row + 0.36], color="black", linewidth=2)
-        ax.text(formula[name], row - 0.4, f"formula {formula[name]:.2f}", ha="center",
-                va="bottom", fontsize=10)  # fmt: skip
+        ax.text(formula[name], row - 0.42, f"formula {formula[name]:.2f}", ha="center",
+                va="bottom", fontsize=10, zorder=3,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     ax.axvline(knows_nothing, color=_LINE, linestyle="--", linewidth=1.2)
-    ax.text(knows_nothing - 0.01, 0.5, f"ln V = {knows_nothing:.2f}\nknows nothing", fontsize=10,
+    ax.text(knows_nothing - 0.01, 1.0, f"ln V = {knows_nothing:.2f}\nknows nothing", fontsize=10,
             ha="right", va="center")  # fmt: skip
     ax.axvline(log, color=COLOURS["wrong"], linestyle=":", linewidth=1.6)
-    ax.text(log + 0.01, 0.5, f"{log:.2f}, the\noriginal log", fontsize=10, va="center",
+    ax.text(log - 0.012, 1.0, f"{log:.2f}, the\noriginal log", fontsize=10, va="center", ha="right",
             color="#8F3F00")  # fmt: skip
     ax.set_yticks(range(len(runs)), list(runs))
     ax.set(xlabel="first loss (nats per token)", xlim=(10.5, 11.7), ylim=(len(runs) - 0.5, -0.75))
@@ -124,7 +125,7 @@ def ladder(curves: Mapping[str, Sequence[float]], rounding: float) -> Figure:
         ax.plot(drawn, style, color=COLOURS[colour], linewidth=2.2)
         ax.text(30.4, drawn[-1] * nudge, name, fontsize=10, va="center")
     ax.axhspan(1e-8, rounding, color="#DDDDDD")
-    ax.text(0.2, rounding / 12, "rounding: two right programs differ by so much", fontsize=10)
+    ax.text(0.2, rounding / 12, "rounding: two right programs differ by less", fontsize=10)
     ax.set(yscale="log", xlabel="blocks passed", ylabel="distance from the right stream",
            xlim=(-0.5, 45), ylim=(1e-7, 8))  # fmt: skip
     ax.set_xticks(range(0, 31, 5))
@@ -134,55 +135,33 @@ def ladder(curves: Mapping[str, Sequence[float]], rounding: float) -> Figure:
         block-17 fault jumps there to a hundred percent and more.""")  # fmt: skip
 
 
-def drift(seen: np.ndarray, moved: np.ndarray, gradient: np.ndarray, came: np.ndarray) -> Figure:
+def drift(seen: np.ndarray, moved: np.ndarray, gradient: np.ndarray) -> Figure:
     """Draw the gradient of each row of a tied table, and how far the optimizer moved it.
 
     Args:
-        seen: whether a token was read or came, (V,).
-        moved: length of the row's way after ten steps, (V,).
+        seen: whether a token is in the text, (V,).
+        moved: how far the row has moved after ten steps, (V,).
         gradient: length of the row's gradient at the first step, (V,).
-        came: numbers of some rows that were not seen, to draw.
     """
     figure, axes = new_figure(1, 2, figsize=(7.5, 2.9))
     for ax, values, title, unit in (
-        (axes[0], gradient, "gradients differ hundredfold …", "length of the row's gradient"),
-        (axes[1], moved, "… what AdamW moves, does not", "way of the row in ten steps"),
+        (axes[0], gradient, "the gradients differ by far …", "length of a row's gradient"),
+        (axes[1], moved, "… the distances hardly", "distance moved in ten steps"),
     ):
         even = ax is axes[1]
         low = 0 if even else max(float(values.min()), 1e-7)
         edges = (np.linspace if even else np.geomspace)(low, values.max(), 60)
-        for mask, colour, label in ((seen, "right", "in the text"), (came, "other", "not in it")):
+        for mask, colour, label in ((seen, "right", "in the text"), (~seen, "other", "not in it")):
             height, _ = np.histogram(values[mask], edges)
             ax.fill_between(edges[1:], height / height.max(), step="pre", color=COLOURS[colour],
-                            alpha=0.6, label=label)  # fmt: skip
+                            alpha=0.6, linewidth=0, label=label)  # fmt: skip
         ax.set(xscale="linear" if even else "log", title=title, xlabel=unit, yticks=[])
-    axes[0].set_ylabel("rows of the table")
+        ax.set_ylim(0, None)
+    axes[0].set_ylabel("share of the rows")
     axes[0].legend(fontsize=10)
     return describe(figure, """Two histograms over the rows of a tied table. Left: gradients of
         tokens that are in the text are hundreds of times longer than those of others. Right: after
         ten steps of AdamW both kinds of rows have moved about equally far.""")  # fmt: skip
-
-
-def parameters(parts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Draw where the parameters are, tied and untied.
-
-    Args:
-        parts: title of a bar to a part to its number of parameters.
-    """
-    figure, ax = new_figure(figsize=(7.2, 1.8))
-    colours = {"30 blocks and norm": "mlp", "embedding": "embedding", "head": "norm"}
-    for row, (title, counts) in enumerate(parts.items()):
-        left = 0
-        for name, count in counts.items():
-            ax.barh(row, count, left=left, height=0.62, color=COLOURS[colours[name]])
-            ax.text(left + count / 2, row, f"{name}\n{count / 1e6:.0f} M", ha="center",
-                    va="center", color="white", fontsize=9.5)  # fmt: skip
-            left += count
-        ax.text(left + 2e6, row, title, va="center", fontsize=10)
-    ax.set(xlim=(0, 205e6), ylim=(len(parts) - 0.5, -0.5))
-    ax.axis("off")
-    return describe(figure, """Parameters as two bars: tied, 106 million in the blocks and 28 in the
-        embedding; untied, another 28 million in a head.""")  # fmt: skip
 
 
 def losses(curves: Mapping[str, Sequence[float]], floor: float, floor_label: str) -> Figure:
@@ -202,6 +181,6 @@ def losses(curves: Mapping[str, Sequence[float]], floor: float, floor_label: str
     ax.plot([0, len(values)], [floor, floor], ":", color=_LINE, linewidth=1.2)
     ax.text(30, floor - 0.08, floor_label, fontsize=10, va="top")
     ax.set(xlabel="training step", ylabel="loss (nats per token)", ylim=(-0.1, None),
-           xlim=(0, 1.35 * len(values)))  # fmt: skip
+           xlim=(0, 1.2 * len(values)), xticks=range(0, len(values) + 1, 20))  # fmt: skip
     return describe(figure, """Two training losses on noise: with targets shifted the loss stays at
         the floor of ln 16; not shifted it falls to zero within some twenty steps.""")  # fmt: skip

@@ -30,7 +30,7 @@ def contents(lengths: Mapping[str, int], cut: tuple[str, float]) -> Figure:
             color=COLOURS["wrong"])  # fmt: skip
     ax.set_yticks(rows, list(lengths), fontsize=9.5)
     ax.set(xlabel="characters (thousands)")
-    ax.set_title("Not the complete works: eight plays and the start of a ninth")
+    ax.set_title("Not the complete works: nine plays, the last cut off")
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
@@ -59,8 +59,9 @@ def scale(
     for x, marks, colour in ((0.16, own, "wrong"), (0.72, held_out, "right")):
         below = np.inf
         for label, value in sorted(marks.items(), key=lambda item: -item[1]):
-            mark = "s" if "table" in label else "D"
-            ax.plot(x - 0.04, value, mark, color=COLOURS[colour], markersize=8)
+            table = label.endswith("grams")
+            at = x - 0.04 if table else x - 0.07  # a model beside the tables, not on them
+            ax.plot(at, value, "s" if table else "D", color=COLOURS[colour], markersize=8)
             below = min(value, below - 0.42)  # labels of close marks make room for each other
             ax.text(x, below, f"{label}: {value:.1f}", va="center", fontsize=9.5)
     for x, words, colour in ((0.16, "on the text itself", "wrong"),
@@ -76,7 +77,7 @@ def scale(
     right.set_ylabel("perplexity: as if choosing among so many")
     far = ax.secondary_yaxis(-0.16, functions=(lambda n: n * bits, lambda b: b / bits))
     far.set_ylabel("bits per byte")
-    ax.set_title("Left: what a table remembers. Right: what it can predict")
+    ax.set_title("Left: what is remembered. Right: what can be predicted")
     return describe(
         figure,
         "One scale of losses in nats per token, perplexity and bits per byte. On the text itself: "
@@ -102,7 +103,7 @@ def splits(dots: Mapping[str, Sequence[float]], gaps: Mapping[str, tuple[float, 
         left.text(x + 0.29, np.mean(values), f"{np.mean(values):.2f}", va="center", fontsize=10)
     left.set_xticks(range(len(dots)), list(dots))
     left.set(xlim=(-0.5, len(dots) - 0.3), ylabel="nats per token")
-    left.set_title("The same table, ten choices each")
+    left.set_title("Trigrams on ten choices\nof held-out text, each way")
     means, errors = (np.array(column) for column in zip(*gaps.values(), strict=True))
     right.errorbar(range(len(gaps)), means, 2 * errors, fmt="o", color=COLOURS["residual"],
                    capsize=4, markersize=7)  # fmt: skip
@@ -110,7 +111,7 @@ def splits(dots: Mapping[str, Sequence[float]], gaps: Mapping[str, tuple[float, 
     right.set_xticks(range(len(gaps)), list(gaps))
     right.set(xlim=(-0.5, len(gaps) - 0.5), ylabel="nats per token",
               xlabel="neighbours left out on each side")  # fmt: skip
-    right.set_title("What neighbours give away")
+    right.set_title("What neighbours give away\n(mean ± 2 standard errors)")
     for ax in (left, right):
         ax.grid(False, axis="x")
     return describe(

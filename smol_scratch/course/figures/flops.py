@@ -93,41 +93,41 @@ def roofline(
         climbs: product to (tokens side by side, FLOPs per byte), in order.
         card: its name.
     """
-    figure, ax = new_figure(figsize=(7.4, 4.3))
+    figure, (ax, lanes) = new_figure(2, 1, figsize=(7.4, 4.6), sharex=True, height_ratios=[3, 1.5])
     x = np.geomspace(0.5, 1000, 200)
     ridge = peak / bandwidth
-    ax.axvspan(0.5, ridge, color=COLOURS["query"], alpha=0.08, linewidth=0)
-    ax.axvspan(ridge, 1000, color=COLOURS["key"], alpha=0.10, linewidth=0)
+    for part in (ax, lanes):
+        part.axvspan(0.5, ridge, color=COLOURS["query"], alpha=0.08, linewidth=0)
+        part.axvspan(ridge, 1000, color=COLOURS["key"], alpha=0.10, linewidth=0)
     ax.plot(x, np.minimum(peak, x * bandwidth) / 1e12, color=COLOURS["residual"], linewidth=2.6)
-    places = (("gate_proj", "mlp", "o", 1.0), ("k_proj", "attention", "s", 0.42))
-    for name, colour, mark, lower in places:
+    for y, (name, colour, mark) in enumerate((("gate_proj", "mlp", "o"),
+                                              ("k_proj", "attention", "s"))):  # fmt: skip
         m, intensity = (np.array(column) for column in zip(*climbs[name], strict=True))
-        speed = lower * np.minimum(peak, intensity * bandwidth) / 1e12
-        ax.plot(intensity, speed, mark, color=COLOURS[colour], markersize=7,
-                markeredgecolor="white", zorder=4)  # fmt: skip
-        for i in (0, len(m) // 2, len(m) - 1):
-            ax.annotate(f"{m[i]:,}", (intensity[i], speed[i]), (6, -11),
-                        textcoords="offset points", fontsize=9, color=COLOURS[colour])  # fmt: skip
-    ax.text(11, 55, "gate_proj,\non the roof", color=COLOURS["mlp"], fontsize=10, ha="right",
-            va="center")  # fmt: skip
-    ax.text(7.5, 3.2, "k_proj, drawn below the roof:\nit stops before the ridge",
-            color=COLOURS["attention"], fontsize=10, va="center")  # fmt: skip
+        lanes.plot(intensity, [y] * len(m), color=COLOURS[colour], marker=mark, linewidth=1.2,
+                   markersize=7, markeredgecolor="white")  # fmt: skip
+        for i in (*range(len(m) // 2 + 2), len(m) - 1):
+            lanes.annotate(f"{m[i]:,}" if i else "m = 1", (intensity[i], y), (0, 7), fontsize=9,
+                           textcoords="offset points", ha="center",
+                           color=COLOURS[colour])  # fmt: skip
+    lanes.set_yticks([0, 1], ["gate_proj", "k_proj"])
+    lanes.set(ylim=(1.5, -0.75), xlabel="intensity (FLOPs per byte)")
+    lanes.grid(False, axis="y")
     ax.text(0.6, 1.35 * peak / 1e12, "memory-bound:\nmore FLOP/s would not help", fontsize=9.5,
             va="top")  # fmt: skip
-    ax.text(ridge * 1.15, 0.5, "compute-\nbound", fontsize=9.5, va="bottom")
-    ax.text(ridge * 0.95, 0.32, f"ridge: {ridge:.0f}", fontsize=9.5, ha="right", va="bottom")
-    ax.set(xscale="log", yscale="log", xlabel="intensity (FLOPs per byte)", xlim=(0.5, 1000),
-           ylabel="at most TFLOP/s", ylim=(0.3, 2 * peak / 1e12))  # fmt: skip
+    ax.text(ridge * 1.15, 0.9, "compute-\nbound", fontsize=9.5, va="bottom")
+    ax.text(ridge * 0.95, 0.72, f"ridge: {ridge:.0f}", fontsize=9.5, ha="right", va="bottom")
+    ax.set(xscale="log", yscale="log", xlim=(0.5, 1000), ylabel="at most TFLOP/s",
+           ylim=(0.6, 2 * peak / 1e12))  # fmt: skip
     ticks = [1, 10, 100, 1000]
-    ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    lanes.set_xticks(ticks, [f"{t:,}" for t in ticks])
     ax.set_yticks([1, 10, 100], ["1", "10", "100"])
     ax.set_title(f"The roofline of an {card}, and tokens side by side")
     return describe(
         figure,
         f"Roofline of an {card} on logarithmic axes: a slope where memory is the limit, a flat "
-        f"roof where arithmetic is, and a ridge at {ridge:.0f} FLOPs per byte. Marks for 1 to "
-        f"{climbs['gate_proj'][-1][0]:,} tokens side by side: gate_proj climbs the slope and "
-        "passes the ridge; k_proj climbs and comes to rest before it.",
+        f"roof where arithmetic is, and a ridge at {ridge:.0f} FLOPs per byte. Below it, "
+        f"marks for 1 to {climbs['gate_proj'][-1][0]:,} tokens side by side: "
+        "gate_proj passes the ridge, k_proj comes to rest before it.",
     )
 
 
@@ -149,14 +149,14 @@ def side_by_side(seconds: Mapping[str, Sequence[tuple[int, float, float]]]) -> F
                 color=COLOURS[colour])  # fmt: skip
     n = np.linspace(1, 7, 50)
     ax.plot(n, n, "--", color=COLOURS["other"], linewidth=1.4)
-    ax.text(4.3, 5.3, "if time were arithmetic", fontsize=9.5, color=COLOURS["residual"],
+    ax.text(4.3, 5.3, "if arithmetic were the limit", fontsize=9.5, color=COLOURS["residual"],
             ha="right")  # fmt: skip
     ax.set_xscale("log", base=2)
     ticks = [1, 2, 4, 8, 16, 32, 64]
     ax.set_xticks(ticks, [str(t) for t in ticks])
-    ax.set(xlabel="sequences side by side, one token each", ylabel="time, by that of one",
-           xlim=(0.9, 100), ylim=(0, 7))  # fmt: skip
-    ax.set_title("More tokens at once take hardly more time")
+    ax.set(xlabel="sequences side by side, one token each", ylabel="time, relative to one",
+           xlim=(0.9, 120), ylim=(0, 7))  # fmt: skip
+    ax.set_title("Many tokens at once take far less than many times the time")
     return describe(
         figure,
         "Time for one token of each of 1 to 64 sequences side by side, divided by the time for one "

@@ -329,7 +329,8 @@ def peaks(rows: Mapping[str, Mapping[str, float]], card: float, title: str) -> F
                 ax.barh(i, width, left=left, color=colour, hatch=hatch, edgecolor="white",
                         linewidth=0.4, height=0.66)  # fmt: skip
                 left += width
-        ax.text(left + 0.3, i, f"{left:.1f} GB", va="center", fontsize=10)
+        ax.text(left + 0.3, i, f"{left:.1f} GB", va="center", fontsize=10, zorder=5,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     longest = max(sum(held.values()) for held in rows.values()) / 1e9
     ax.axvline(card / 1e9, color=COLOURS["wrong"], linestyle="--", linewidth=1.6)
     ax.text(card / 1e9 + 0.2, -0.62, f"the card: {card / 1e9:g} GB", color=COLOURS["wrong"],

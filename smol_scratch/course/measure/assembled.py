@@ -219,6 +219,19 @@ class Ladder:
 
 
 @torch.no_grad()
+def losses(model: SmolLM2, ids: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of each passage by itself: ids and targets (B, T), result (B,)."""
+    logits = model(ids)[0].transpose(1, 2)  # (B, V, T)
+    return F.cross_entropy(logits, targets, reduction="none").mean(dim=1)
+
+
+def mean(values: Tensor) -> str:
+    """Write a mean over passages and its standard error: values (B,)."""
+    error = values.std().item() / len(values) ** 0.5
+    return f"{round(values.mean().item(), 2) + 0.0:6.2f} ± {error:.2f}"  # no minus before 0.00
+
+
+@torch.no_grad()
 def nearest(table: Tensor, tokenizer: SmolLM2Tokenizer, word: str, count: int = 5) -> list[str]:
     """Return the tokens whose rows point most nearly where a word's row does.
 

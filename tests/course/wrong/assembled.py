@@ -26,11 +26,13 @@ def counted_as_the_last(logits, targets):
 
 WRONG = {
     "check_rows": [
-        ((12, 49_152), "untied, 12 is not it"),
-        ((9, 9), "tied, 9 is not it"),
-        ((9, 12), "tied, 12 is not it"),
-        ((49_152, 49_152), "untied, 49152 is not it"),
-        (9, "two numbers in brackets"),
+        ((12, 12, 12, 49_152), "untied, all: 12 is not it"),
+        ((49_152, 9, 1, 49_152), "untied, all: 49152 is not it"),
+        ((9, 1, 1, 49_152), "untied, the last: 1 is not it"),
+        ((9, 9, 9, 49_152), "untied, the first: 9 is not it"),
+        ((9, 9, 1, 1), "tied, the first: 1 is not it"),
+        ((9, 9, 1, 9), "tied, the first: 9 is not it"),
+        ((9, 49_152), "four numbers in brackets"),
     ],
     "check_cross_entropy": [
         (lambda z, y: -surprise(z, y), "the sign"),

@@ -9,11 +9,13 @@ def batch(k, n, ridge, size, up=math.ceil, none=True, by=1):
 
 
 WRONG = {
-    "check_shared_heads": [
-        (3, "how many query heads ask?"),
-        (1 / 3, "which of them holds G?"),
-        (9, "which of them holds G?"),
-        ("the same", "answer with one number"),
+    "check_one_long": [
+        (1, "what about the scores?"),
+        (32, "the rest of the model"),
+        (0.343, "the other way round"),
+        (3.105, "the 32 short sequences"),
+        (10.9, "if they are 1 at 3,891"),
+        ("three", "answer with one number"),
     ],
     "check_batch_to_fill": [
         (lambda *given: batch(*given, up=math.floor), "round up"),
