@@ -106,9 +106,8 @@ def main() -> None:
             alone.append(library_alone(asked.megabytes))
             for name, path in files.items():
                 found[name].append(ours(path, Path(place) / "out"))
-    print(
-        f"{find_hardware(torch.device('cpu')).name}, {asked.megabytes:g} MB of text, {asked.rounds} rounds"
-    )
+    name = find_hardware(torch.device("cpu")).name
+    print(f"{name}, {asked.megabytes:g} MB of text, {asked.rounds} rounds")
     print(f"tokenizers alone, from memory: {asked.megabytes / statistics.median(alone):.2f} MB/s")
     for name, rounds in found.items():
         speed = asked.megabytes / statistics.median(seconds for seconds, _ in rounds)

@@ -35,7 +35,7 @@ SHAPE = {
     "head_dim": 8,
     "norm_eps": 1e-3,
 }
-V = SHAPE["vocab_size"]
+V = int(SHAPE["vocab_size"])
 CHANCE = math.log(V)
 # Two right ways of computing a logit of size 1 differ by some 1e-6 in float32; the gentlest fault
 # here moves one by more than 1e-3.
@@ -510,7 +510,8 @@ def look_twice(p: Patient) -> Iterator[tuple[bool, str]]:
 @instrument("accumulate")
 def accumulate(p: Patient) -> Iterator[tuple[bool, str]]:
     found = []
-    for settings in ({"batch_size": 4}, {"batch_size": 1, "accumulate": 4}):
+    ways: tuple[dict[str, Any], ...] = ({"batch_size": 4}, {"batch_size": 1, "accumulate": 4})
+    for settings in ways:
         state = trainee(p, language(2000), clip=1e9, **settings)
         loss, _, norm = p.training.train_step(state)
         grads = torch.cat([w.grad.flatten() for w in state.model.parameters()])
@@ -594,7 +595,8 @@ def optimizer(p: Patient) -> Iterator[tuple[bool, str]]:
 
 @instrument("resume")
 def resume(p: Patient) -> Iterator[tuple[bool, str]]:
-    text, settings = language(2000), {"steps": 8, "dropout": 0.2}
+    text = language(2000)
+    settings: dict[str, Any] = {"steps": 8, "dropout": 0.2}
     through = losses(p, trainee(p, text, **settings))
     with tempfile.TemporaryDirectory() as folder:
         state = trainee(p, text, **settings)
