@@ -9,16 +9,28 @@ data as they are; names after it choose pages.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import torch
 
-from smol_scratch import assets, load_pretrained, load_tokenizer
+from smol_scratch import (
+    SmolLM2Config,
+    assets,
+    load_pretrained,
+    load_text,
+    load_tokenizer,
+    tokenizer,
+)
 from smol_scratch.course import inside
+from smol_scratch.evaluation import longest_copies
+from smol_scratch.hardware import CARDS
 
 SOURCE = assets.ROOT / "benchmarks" / "explore"
 PAGES = assets.ROOT / "docs" / "explore"
@@ -67,7 +79,113 @@ def rmsnorm(_: Real) -> dict[str, Any]:
     return {"x": [[2.0, 0.5], [0.6, 1.2], [-1.2, 0.8]], "weight": [1.5, 0.6], "eps": 1e-5}
 
 
-RECORD: dict[str, Callable[[Real], dict[str, Any]]] = {"rope": rope, "rmsnorm": rmsnorm}
+def memory(_: Real) -> dict[str, Any]:
+    """Shapes to choose from; of each card the peaks, and its memory where its name says it."""
+    shapes = {
+        name: asdict(SmolLM2Config.preset(name)) for name in ("135M", "360M", "1.7B", "13M", "tiny")
+    }
+    cards = {}
+    for name, card in CARDS.items():
+        said = set(re.findall(r"(\d+) ?GB", " ".join((name, *card.device_names))))
+        cards[name] = {
+            "memory": int(said.pop()) if len(said) == 1 else 16 if name == "T4" else None,
+            "bfloat16": card.bf16,
+            "float16": card.fp16,
+            "float32": card.fp32,
+            "watts": card.watts,
+        }
+    return {"shapes": shapes, "cards": cards}
+
+
+def roofline(_: Real) -> dict[str, Any]:
+    """The released shape, and of each card the peak in 16 bits and the bandwidth."""
+    cards = {
+        name: {
+            "peak": round((card.bf16 or card.fp16 or 0) * 1e12),
+            "bandwidth": card.bandwidth * 10**9,
+        }
+        for name, card in CARDS.items()
+    }
+    return {"shape": asdict(SmolLM2Config.preset("135M")), "cards": cards}
+
+
+# Base 85 without quotes, backslash and what else a page or JSON would write as two characters.
+DIGITS = "#%()*+,-.0123456789:;=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|}~"
+BPE_TEXT = (
+    "The lighthouse keeper unlocked the lighthouse in 1984, whispering: thistle, thirst, naïve."
+)
+
+
+def bpe(real: Real) -> dict[str, Any]:
+    """All merges, five characters each; the page unpacks them."""
+    backend = real.tokenizer.backend
+    numbers, characters = backend.get_vocab(), tokenizer._byte_characters()
+    merges, first = tokenizer.merges_of(backend), 252
+    packed = []
+    for rank, (left, right) in enumerate(merges):
+        if numbers[left + right] != first + rank:
+            raise ValueError(f"merge {rank}: makes token {numbers[left + right]}")
+        pair = numbers[left] * 65_536 + numbers[right]
+        packed += [DIGITS[pair // 85**place % 85] for place in range(5)]
+    special = real.tokenizer.special_tokens
+    return {
+        "text": BPE_TEXT,
+        "first": first,
+        "special": sorted(special, key=special.__getitem__),
+        "bytes": [numbers.get(characters[byte], -1) for byte in range(256)],
+        "digits": DIGITS,
+        "merges": "".join(packed),
+    }
+
+
+def run(real: Real) -> dict[str, Any]:
+    """The full run's losses, and its samples with what they copy."""
+    records = assets.ROOT / "data" / "records"
+    lines = (records / "full_run.csv").read_text("utf-8").splitlines()
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    content = json.loads((records / "full_run_samples.json").read_text("utf-8"))
+    ids, least = real.tokenizer.encode(load_text()), content["copied_at_least"]
+    samples = []
+    for record in content["records"]:
+        texts: dict[str, dict[str, Any]] = {}
+        for sample in record["samples"]:
+            tokens = real.tokenizer.encode(sample["text"])
+            marks = [length >= least for length in longest_copies(tokens, ids)]
+            pieces = []
+            for mark, group in groupby(zip(tokens, marks, strict=True), key=lambda pair: pair[1]):
+                of_run = [token for token, _ in group]
+                pieces.append([real.tokenizer.decode(of_run), len(of_run), int(mark)])
+            of_prompt = texts.setdefault(sample["prompt"], {"prompt": sample["prompt"]})
+            of_prompt["greedy" if sample["greedy"] else "sampled"] = pieces
+        samples.append({"step": record["step"], "texts": list(texts.values())})
+    table = (records / "copied.csv").read_text("utf-8").splitlines()[1:]
+    his = [row for row in csv.DictReader(table) if row["who"] == "Shakespeare"]
+    share = sum(int(row[f"at_least_{least}"]) for row in his) / sum(int(r["tokens"]) for r in his)
+    return {
+        "tokens_per_step": 1024,
+        "tokens_per_pass": (len(ids) - 1) // 1024 * 1024,
+        "temperature": content["sampling"]["temperature"],
+        "top_p": content["sampling"]["top_p"],
+        "copied_at_least": least,
+        "shakespeare": round(share, 4),
+        "loss": [round(float(row["loss"]), 2) for row in rows if row["loss"]],
+        "held_out": [
+            [int(row["step"]), round(float(row["held_out_loss"]), 2)]
+            for row in rows
+            if row["held_out_loss"]
+        ],
+        "samples": samples,
+    }
+
+
+RECORD: dict[str, Callable[[Real], dict[str, Any]]] = {
+    "rope": rope,
+    "rmsnorm": rmsnorm,
+    "memory": memory,
+    "roofline": roofline,
+    "bpe": bpe,
+    "run": run,
+}
 
 
 def page(name: str) -> str:

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
+import random
 import re
+import statistics
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks import record_explore
-from smol_scratch import RMSNorm
+from smol_scratch import RMSNorm, SmolLM2Config, assets
+from smol_scratch.accounting import (
+    PRODUCT_TYPES,
+    activations,
+    matrix_products,
+    palm_flops,
+    total_parameters,
+    training_cost,
+    training_memory,
+)
+from smol_scratch.course.measure import parameters
+from smol_scratch.hardware import CARDS
 from smol_scratch.model import RotaryPositionalEmbedding
+from smol_scratch.tokenizer import merges_of
+from tests.test_tokenizer import TRICKY
 
 NAMES = sorted(path.stem for path in record_explore.SOURCE.glob("*.html"))
 DATA = {n: json.loads((record_explore.SOURCE / f"{n}.json").read_text("utf-8")) for n in NAMES}
@@ -72,9 +93,10 @@ def test_a_phone_shows_all_and_the_keyboard_reaches_all(name, opened):
     page = opened(name, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     controls = "input, select, textarea, button, [tabindex='0']"
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     expected = page.evaluate(f"document.querySelectorAll({json.dumps(controls)}).length")
     reached = set()
-    for _ in range(expected + 2):
+    for _ in range(expected + 3):
         page.keyboard.press("Tab")
         found = "[...document.querySelectorAll('*')].indexOf(document.activeElement)"
         reached.add(page.evaluate(found))
@@ -159,3 +181,217 @@ def test_rmsnorms_arrows_are_the_packages(opened):
     page.locator("#c0").focus()
     page.keyboard.press("ArrowRight")
     assert "the output of the first token moved" in page.locator("#say").inner_text() != before
+
+
+SHAPES = {
+    **{name: SmolLM2Config.preset(name) for name in DATA["memory"]["shapes"]},
+    # No two sizes alike, a head of its own, and the heads wider together than the stream.
+    "untied": SmolLM2Config(
+        block_size=512, vocab_size=101, n_layer=3, n_head=6, n_kv_head=2, n_embd=40,
+        intermediate_size=72, head_dim=8, tie_embeddings=False,
+    ),
+    "one head": SmolLM2Config(
+        block_size=512, vocab_size=99, n_layer=2, n_head=1, n_kv_head=1, n_embd=8,
+        intermediate_size=24, head_dim=8,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", PRODUCT_TYPES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_memorys_bytes_are_the_packages(name, dtype, opened):
+    page, shape = opened("memory"), SHAPES[name]
+    word = str(dtype).removeprefix("torch.")
+    assert name not in DATA["memory"]["shapes"] or DATA["memory"]["shapes"][name] == asdict(shape)
+    for B, T in ((1, 1), (1, 32), (4, 256), (64, 256)):
+        held = page.evaluate(
+            "(a) => [memory(...a, 'AdamW', 'all'), activations(...a)]", [asdict(shape), B, T, word]
+        )
+        right = training_memory(shape, B, T, dtype)
+        assert held[0]["peak"] == right["peak"]
+        assert sum(held[1].values()) == right["activations"] == sum(
+            activations(shape, B, T, dtype).values()
+        )  # fmt: skip
+        assert held[0]["optimizer"] == right["AdamW's two moments"]
+        # The parts that the page shows are the peak, and nothing is left over.
+        parts = {k: v for k, v in held[0].items() if k not in ("peak", "moment")}
+        assert sum(parts.values()) == held[0]["peak"]
+        states = {"SGD with momentum": 4, "SGD": 0}
+        for optimizer, size in states.items():
+            found = page.evaluate(
+                "([s, B, T, d, o]) => memory(s, B, T, d, o, 'all').peak",
+                [asdict(shape), B, T, word, optimizer],
+            )
+            assert found == right["peak"] + (size - 8) * total_parameters(shape)
+
+
+@pytest.mark.slow
+def test_memorys_largest_batch_is_notebook_08s(opened):
+    page = opened("memory")
+    most = page.evaluate(
+        "mostSequences(16e9, data.shapes['135M'], 256, 'bfloat16', 'AdamW', 'all')"
+    )
+    shape = SmolLM2Config.preset("135M")
+    peaks = [training_memory(shape, most + n, 256, torch.bfloat16)["peak"] for n in (0, 1)]
+    assert peaks[0] <= 16e9 < peaks[1]
+    assert page.locator("#say").inner_text().startswith("It does not fit: 28.8 GB")
+    page.locator("#B").fill(str(most))
+    assert page.locator("#say").inner_text().startswith("It fits")
+    page.locator("#B").fill("2.5")
+    assert page.locator("#say").inner_text() == (
+        "sequences = 2.5: must be a whole number of at least 1"
+    )
+
+
+def with_checkpoints(model, idx, targets):
+    """The model's forward pass; of each block only the input is kept."""
+    x = model.model.embed_tokens(idx)
+    for block in model.model.layers:
+        x = checkpoint(block, x, use_reentrant=False)
+    logits = functional.linear(model.model.norm(x), model.model.embed_tokens.weight)
+    loss = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    return logits, loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "B", "T"), [("135M", 16, 256), ("13M", 2, 512), ("13M", 1, 16)])
+def test_memorys_checkpoints_are_those_of_a_rehearsed_step(name, B, T, dtype, opened):
+    page, shape = opened("memory"), SHAPES[name]
+    word = str(dtype).removeprefix("torch.")
+    held = page.evaluate("(a) => memory(...a, 'AdamW', 'input')", [asdict(shape), B, T, word])
+    right = parameters.rehearse(shape, B, T, dtype, loss=with_checkpoints).peak
+    # AdamW's counter of steps for each tensor, and the loss; the page leaves them out.
+    assert 0 <= right - held["peak"] < 2_000
+
+
+@pytest.mark.slow
+def test_memorys_time_is_the_packages(opened):
+    page = opened("memory")
+    for name, shape in SHAPES.items():
+        for keep in ("all", "input"):
+            found = page.evaluate("(a) => flops(...a)", [asdict(shape), 256, keep])
+            again = sum(
+                p.flops for p in matrix_products(shape, 1, 256, training=False) if p.part != "head"
+            )
+            assert found == sum(palm_flops(shape, 256).values()) + again * (keep == "input"), name
+    for card, known in DATA["memory"]["cards"].items():
+        assert known["watts"] == CARDS[card].watts
+        for dtype in PRODUCT_TYPES:
+            peak = known[str(dtype).removeprefix("torch.")]
+            if peak is None:
+                continue
+            cost = training_cost(SHAPES["360M"], 5 * 10**6, 1024, card, 0.3, dtype)
+            seconds = page.evaluate(
+                "(p) => seconds(data.shapes['360M'], 1024, 'all', 5e6, p * 1e12, 0.3)", peak
+            )
+            assert seconds / 86_400 == pytest.approx(cost.card_days, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_rooflines_points_are_the_packages(opened):
+    page, shape = opened("roofline"), SmolLM2Config.preset("135M")
+    assert [page.evaluate(f"batchOf({at})") for at in (0, 40, 100)] == [1, 16, 1024]
+    for B in (1, 7, 153, 1024):
+        found = page.evaluate("(B) => products(data.shape, B)", B)
+        right = matrix_products(shape, B, 1, 1024, training=False)
+        assert [tuple(p.values()) for p in found] == [
+            (p.name, p.m, p.k, p.n, p.times) for p in right
+        ]
+        points = page.evaluate("(B) => products(data.shape, B).map(intensity)", B)
+        assert points == [p.intensity(2) for p in right]
+        for name, card in CARDS.items():
+            peak, bandwidth = (card.bf16 or card.fp16) * 1e12, card.bandwidth * 1e9
+            found = page.evaluate(
+                "([name, B]) => products(data.shape, B).map((p) => [bound(data.cards[name], "
+                "intensity(p)), seconds(data.cards[name], p)])",
+                [name, B],
+            )
+            for (bound, seconds), product in zip(found, right, strict=True):
+                # The same operations in another order: a rounding or two of float64.
+                expected = min(peak, product.intensity(2) * bandwidth)
+                assert bound == pytest.approx(expected, rel=1e-12)
+                longer = max(seconds.values())
+                assert longer == pytest.approx(product.flops / expected, rel=1e-12)
+
+
+BPE_TEXTS = [
+    *TRICKY, "", " ", "a\n\n1", "naïve café – 東京 🙂 ½", "def f(x):\n    return x**2  # it's\n",
+    "<|im_start|>user\nHi!<|im_end|>\n", "aaaaaaaa ababab", *record_explore.BPE_TEXT.split(),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_bpes_merges_are_the_real_tokenizers(opened, tokenizer, text):
+    page = opened("bpe")
+    dice = random.Random(0)
+    characters = "".join(map(chr, range(0x20, 0x7F))) + "  \n\n\t0123456789²½—…😀é\xa0\x85"
+    drawn = ["".join(dice.choices(characters, k=dice.randint(1, 30))) for _ in range(200)]
+    texts = [*BPE_TEXTS, *drawn, *(line for line in text[:20_000].split("\n") if line)]
+    found = page.evaluate("(texts) => texts.map(encode)", texts)
+    assert found == [tokenizer.encode(some) for some in texts]
+    # Each merge takes the lowest rank that is possible, and the state at its end is the next.
+    states, merges = page.evaluate(
+        "(() => { const { states, merges } = merging(data.text); "
+        "return [states.map((s) => s.map((w) => w.map((p) => p.id))), "
+        "merges.map((m) => m.rank)]; })()"
+    )
+    ranks = {pair: rank for rank, pair in enumerate(merges_of(tokenizer.backend))}
+    names = {number: piece for piece, number in tokenizer.backend.get_vocab().items()}
+    for state, rank, after in zip(states, merges, states[1:], strict=False):
+        pairs = [(names[a], names[b]) for word in state for a, b in pairwise(word)]
+        assert rank == min(ranks.get(pair, math.inf) for pair in pairs)
+        assert sum(map(len, after)) < sum(map(len, state))
+    assert [i for word in states[-1] for i in word] == tokenizer.encode(DATA["bpe"]["text"])
+    page.locator("#text").fill("a\x04b")
+    assert "no token for one of its bytes" in page.locator("#say").inner_text()
+
+
+@pytest.mark.slow
+def test_runs_numbers_are_the_records(opened):
+    page = opened("run")
+    records = assets.ROOT / "data" / "records"
+
+    def read(name):
+        lines = (records / name).read_text("utf-8").splitlines()
+        return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+    rows = read("full_run.csv")
+    losses = {int(row["step"]): float(row["loss"]) for row in rows if row["loss"]}
+    held = {int(r["step"]): float(r["held_out_loss"]) for r in rows if r["held_out_loss"]}
+    assert sorted(losses) == list(range(5050))
+    for step in (0, 50, 1990, 2000, 5000, 5050):
+        found = page.evaluate(f"at({step})")
+        last = min(step, 5049)
+        mean = statistics.mean(losses[s] for s in range(max(0, last - 99), last + 1))
+        nearest = min(held, key=lambda s: abs(s - step))
+        assert found["measured"] == nearest
+        assert found["training"] == pytest.approx(mean, abs=0.005)  # losses have two decimals
+        assert found["held_out"] == pytest.approx(held[nearest], abs=0.005)
+        assert found["perplexity"] == pytest.approx(math.exp(found["held_out"]))
+    assert page.evaluate("best[0]") == min(held, key=held.get)
+    copies = [row for row in read("copied.csv") if row["who"] == "135M"]
+    for i, sample in enumerate(DATA["run"]["samples"]):
+        for how in ("sampled", "greedy"):
+            of = [r for r in copies if r["how"] == how and int(r["step"]) == sample["step"]]
+            shares = page.evaluate(
+                "([i, how]) => data.samples[i].texts.map((t) => copied(t[how]))", [i, how]
+            )
+            assert shares == [int(r["at_least_8"]) / int(r["tokens"]) for r in of]
+            together = page.evaluate("([i, how]) => copiedOfAll(data.samples[i], how)", [i, how])
+            total = sum(int(r["tokens"]) for r in of)
+            assert together == sum(int(r["at_least_8"]) for r in of) / total
+    # The keyboard moves through the run.
+    before = page.locator("#say").inner_text()
+    page.locator("#step").focus()
+    page.keyboard.press("PageUp")
+    assert page.locator("#say").inner_text() != before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["memory", "roofline", "bpe", "run"])
+def test_the_stored_data_are_what_the_command_records(name, tokenizer):
+    real = object.__new__(record_explore.Real)
+    real.tokenizer = tokenizer
+    assert record_explore.RECORD[name](real) == DATA[name]
