@@ -44,6 +44,21 @@ ROPE_HEADS = {
     "block 23, head 4": (23, 4, 12, 11),
 }
 
+# Next words that hang on single heads, more and less.
+ATTENTION_TEXTS = (
+    "The capital of France is",
+    "The opposite of hot is",
+    "One, two, three, four, five,",
+    "The red box is heavy and the blue box is",
+    "My sister lost her keys. I helped her look for the",
+)
+SAMPLING_TEXTS = (
+    "The old lighthouse keeper opened the door and saw a",
+    "The capital of France is",
+)
+SAMPLING_UNIT = 0.05  # scores are stored in steps of it
+LENS_TEXTS = ("The capital of France is", "The opposite of hot is", "The bird built its")
+
 
 class Real:
     """The real model and tokenizer, loaded when the first page asks."""
@@ -54,6 +69,11 @@ class Real:
 
     def ids(self, text: str) -> torch.Tensor:
         return torch.tensor([self.tokenizer.encode(text)])
+
+    def read(self, stream: torch.Tensor) -> torch.Tensor:
+        """Return the scores (…, V) that a stream (…, C) stands for."""
+        parts: Any = self.model.model
+        return torch.nn.functional.linear(parts.norm(stream), parts.embed_tokens.weight)
 
     def words(self, ids: torch.Tensor) -> list[str]:
         return [self.tokenizer.decode([i]) for i in ids.flatten().tolist()]
@@ -178,6 +198,97 @@ def run(real: Real) -> dict[str, Any]:
     }
 
 
+def best(scores: torch.Tensor, count: int, scale: int) -> list[list[int]]:
+    """Return the likeliest tokens of scores (V,): number and rounded probability times scale."""
+    found = scores.softmax(-1).topk(count)
+    return [[i, round(scale * p)] for p, i in zip(*(x.tolist() for x in found), strict=True)]
+
+
+def continued(real: Real, stream: torch.Tensor, layer: int) -> torch.Tensor:
+    """Return the last token's scores (9, V), each row with another head of one block silent.
+
+    Args:
+        real: the model.
+        stream: what the block reads, (1, T, C).
+        layer: number of the block.
+    """
+
+    def silence(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        gathered = inputs[0].clone().unflatten(-1, (9, -1))  # (9, T, 9, 64)
+        gathered[range(9), :, range(9)] = 0
+        return (gathered.flatten(-2),)
+
+    parts: Any = real.model.model
+    handle = parts.layers[layer].self_attn.o_proj.register_forward_pre_hook(silence)
+    x = parts.layers[layer](stream.repeat(9, 1, 1))
+    handle.remove()
+    for block in parts.layers[layer + 1 :]:
+        x = block(x)
+    return real.read(x[:, -1])
+
+
+def attention_of(real: Real, text: str, layers: range = range(30)) -> dict[str, Any]:
+    """Return the weights of heads in percent, and the next words without each, in per mille.
+
+    ``weights`` and ``silent`` are (block, head); a map's lower triangle lies row after row.
+    ``kept`` is what the whole model's favourite has left.
+    """
+    ids = real.ids(text)
+    stream, maps = inside.streams(real.model, ids), inside.attention_maps(real.model, ids)[:, 0]
+    below = torch.tril_indices(ids.shape[1], ids.shape[1])
+    whole = best(real.model(ids)[0][0, -1], 4, 1000)
+    found: dict[str, Any] = {"words": real.words(ids), "whole": whole}
+    found |= {"weights": [], "silent": [], "kept": []}
+    for layer in layers:
+        percent = (100 * maps[layer][:, below[0], below[1]]).round().int()  # (9, T (T + 1) / 2)
+        found["weights"].append(percent.tolist())
+        scores = continued(real, stream[layer], layer)
+        found["silent"].append([best(row, 4, 1000) for row in scores])
+        kept = 1000 * scores.softmax(-1)[:, whole[0][0]]
+        found["kept"].append(kept.round().int().tolist())
+    return found
+
+
+def attention(real: Real) -> dict[str, Any]:
+    """Five sentences, and the model without each of its 270 heads."""
+    sentences = [attention_of(real, text) for text in ATTENTION_TEXTS]
+    vocabulary: dict[int, int] = {}
+    for sentence in sentences:
+        heads = [head for block in sentence["silent"] for head in block]
+        for words in (sentence["whole"], *heads):
+            for word in words:
+                word[0] = vocabulary.setdefault(word[0], len(vocabulary))
+    return {"vocabulary": real.words(torch.tensor(list(vocabulary))), "sentences": sentences}
+
+
+def sampling(real: Real) -> dict[str, Any]:
+    """How many tokens have which score, in steps below the best one's; names of the first."""
+    prompts = []
+    for text in SAMPLING_TEXTS:
+        scores = real.model(real.ids(text))[0][0, -1]  # (V,)
+        steps = ((scores.max() - scores) / SAMPLING_UNIT).round().int()
+        order = scores.argsort(descending=True)[:3000]
+        counts = steps.bincount().tolist()
+        prompts.append({"text": text, "counts": counts, "words": real.words(order)})
+    return {"unit": SAMPLING_UNIT, "prompts": prompts}
+
+
+def lens(real: Real) -> dict[str, Any]:
+    """The five best words, in percent, at every token after 0, 1, … 30 blocks."""
+    sentences = []
+    for text in LENS_TEXTS:
+        ids = real.ids(text)
+        stream = inside.streams(real.model, ids)[:, 0]  # (31, T, C)
+        scores = real.read(stream)  # (31, T, V)
+        cells = [
+            [[[real.tokenizer.decode([i]), p] for i, p in best(at, 5, 100)] for at in block]
+            for block in scores
+        ]
+        sentences.append({"words": real.words(ids), "cells": cells})
+    return {"sentences": sentences}
+
+
+# Each page's recorder, by the page's name.
 RECORD: dict[str, Callable[[Real], dict[str, Any]]] = {
     "rope": rope,
     "rmsnorm": rmsnorm,
@@ -185,6 +296,9 @@ RECORD: dict[str, Callable[[Real], dict[str, Any]]] = {
     "roofline": roofline,
     "bpe": bpe,
     "run": run,
+    "attention": attention,
+    "sampling": sampling,
+    "lens": lens,
 }
 
 

@@ -29,7 +29,9 @@ from smol_scratch.accounting import (
     training_cost,
     training_memory,
 )
+from smol_scratch.course import inside
 from smol_scratch.course.measure import parameters
+from smol_scratch.generation import apply_temperature, keep_min_p, keep_top_k, keep_top_p
 from smol_scratch.hardware import CARDS
 from smol_scratch.model import RotaryPositionalEmbedding
 from smol_scratch.tokenizer import merges_of
@@ -92,8 +94,9 @@ def opened(browser):
 def test_a_phone_shows_all_and_the_keyboard_reaches_all(name, opened):
     page = opened(name, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    controls = "input, select, textarea, button, [tabindex='0']"
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    # In a table of buttons, one is reached by Tab and the others by the arrow keys.
+    controls = ":is(input, select, textarea, button, [tabindex='0']):not([tabindex='-1'])"
     expected = page.evaluate(f"document.querySelectorAll({json.dumps(controls)}).length")
     reached = set()
     for _ in range(expected + 3):
@@ -156,10 +159,15 @@ def test_ropes_scores_are_the_models(opened):
         close(found, right, 1e-4)  # 32 angles up to 60, of which float32 knows 4e-6
 
 
+@pytest.fixture
+def real(real_model, tokenizer):
+    found = object.__new__(record_explore.Real)
+    found.model, found.tokenizer = real_model, tokenizer
+    return found
+
+
 @pytest.mark.slow
-def test_ropes_heads_are_those_of_the_model(real_model, tokenizer):
-    real = object.__new__(record_explore.Real)
-    real.model, real.tokenizer = real_model, tokenizer
+def test_ropes_heads_are_those_of_the_model(real):
     for found, stored in zip(
         record_explore.rope(real)["heads"], DATA["rope"]["heads"], strict=True
     ):
@@ -395,3 +403,169 @@ def test_the_stored_data_are_what_the_command_records(name, tokenizer):
     real = object.__new__(record_explore.Real)
     real.tokenizer = tokenizer
     assert record_explore.RECORD[name](real) == DATA[name]
+
+
+def weights_of(sentence):
+    """Return the stored maps of a sentence in percent, (30, 9, T, T)."""
+    T = len(sentence["words"])
+    maps = torch.zeros(30, 9, T, T)
+    maps[..., *torch.tril_indices(T, T)] = torch.tensor(sentence["weights"]).float()
+    return maps
+
+
+@pytest.mark.slow
+def test_attentions_maps_and_losses_are_pythons(opened):
+    page = opened("attention")
+    for i, sentence in enumerate(DATA["attention"]["sentences"]):
+        T = len(sentence["words"])
+        found = page.evaluate(
+            "([s, T]) => [...Array(30).keys()].map((l) => [...Array(9).keys()].map((h) => "
+            "[...Array(T).keys()].map((t) => Object.assign(Array(T).fill(0), "
+            "explore.weights(s, l, h, t)))))",
+            [i, T],
+        )
+        assert found == weights_of(sentence).tolist()
+        right = -torch.log(torch.tensor(sentence["kept"]) / sentence["whole"][0][1])
+        losses = "[...Array(30).keys()].map((l) => [...Array(9).keys()].map((h) => "
+        close(page.evaluate(f"(s) => {losses} explore.loss(s, l, h)))", i), right)
+
+
+@pytest.mark.slow
+def test_a_silent_head_changes_attentions_next_word(opened):
+    page = opened("attention")
+    say = page.locator("#say")
+    assert "Block 17, head 0" in say.inner_text()
+    page.get_by_role("button", name="silence this head").click()
+    assert "the next word is “missing”" in say.inner_text()
+    page.locator("#layer").focus()
+    page.keyboard.press("ArrowRight")
+    assert "the next word is still “keys”" in say.inner_text()
+    page.locator("#map rect[data-layer='5'][data-head='8']").last.click()
+    assert "block 5, head 8" in say.inner_text()
+
+
+@pytest.mark.slow
+def test_attentions_data_are_the_models(real):
+    """Of the last sentence: all maps, and some heads silenced in another way."""
+    stored = DATA["attention"]["sentences"][-1]
+    ids = real.ids(record_explore.ATTENTION_TEXTS[-1])
+    assert real.words(ids) == stored["words"]
+    maps = 100 * inside.attention_maps(real.model, ids)[:, 0]
+    # rounded to whole percent
+    torch.testing.assert_close(weights_of(stored), maps, atol=0.51, rtol=0)
+    vocabulary = DATA["attention"]["vocabulary"]
+    for layer, head in ((17, 0), (0, 8), (29, 3)):
+        with inside.silenced_heads(real.model, [(layer, head)]):
+            p = 1000 * real.model(ids)[0][0, -1].softmax(-1)
+        for word, per_mille in stored["silent"][layer][head]:
+            (number,) = real.tokenizer.encode(vocabulary[word])
+            assert abs(p[number].item() - per_mille) < 0.6, (layer, head, vocabulary[word])
+    # The recorder itself, on one block.
+    again = record_explore.attention_of(real, record_explore.ATTENTION_TEXTS[-1], range(17, 18))
+    torch.testing.assert_close(again["kept"][0], stored["kept"][17], atol=1, rtol=0)
+
+
+SETTINGS = [
+    {"temperature": 1, "k": 0, "p": 1, "m": 0},
+    {"temperature": 0.5, "k": 0, "p": 1, "m": 0},
+    {"temperature": 2, "k": 50, "p": 1, "m": 0},
+    {"temperature": 1, "k": 0, "p": 0.9, "m": 0},
+    {"temperature": 1.5, "k": 0, "p": 1, "m": 0.1},
+    {"temperature": 1.3, "k": 200, "p": 0.8, "m": 0.02},
+]
+
+
+def drawn_from(prompt, temperature, k, p, m):
+    """Return the probabilities of all tokens, the best first, by the package's filters, (V,)."""
+    steps = torch.arange(len(prompt["counts"])).repeat_interleave(torch.tensor(prompt["counts"]))
+    scores = -DATA["sampling"]["unit"] * steps[None].double()
+    scores = apply_temperature(scores, temperature)
+    if k:
+        scores = keep_top_k(scores, k)
+    # Of tokens with equal scores top-p keeps any, and how many is a question of rounding.
+    return keep_min_p(keep_top_p(scores, p), m).softmax(-1)[0].sort(descending=True).values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_samplings_probabilities_are_the_packages(opened, settings):
+    page = opened("sampling")
+    for i, prompt in enumerate(DATA["sampling"]["prompts"]):
+        right = drawn_from(prompt, **settings)
+        found = page.evaluate(
+            "([i, s]) => explore.byRank(data.prompts[i], "
+            "explore.filtered(data.prompts[i], s), 49152)",
+            [i, settings],
+        )
+        found = torch.tensor(found, dtype=torch.float64).sort(descending=True).values
+        assert abs((found > 0).sum() - (right > 0).sum()) <= 1
+        close(found, right)
+        assert abs(found.sum().item() - 1) < 1e-9
+
+
+@pytest.mark.slow
+def test_samplings_darts_hit_what_pythons_hit(opened):
+    page = opened("sampling")
+    darts = [(n + 0.5) / 200 for n in range(200)]
+    for i, settings in ((0, SETTINGS[0]), (0, SETTINGS[4]), (1, SETTINGS[3])):
+        found = page.evaluate(
+            "([i, s, darts]) => { const steps = explore.filtered(data.prompts[i], s); "
+            "return darts.map((dart) => explore.hit(data.prompts[i], steps, dart)); }",
+            [i, settings, darts],
+        )
+        ends = drawn_from(DATA["sampling"]["prompts"][i], **settings).cumsum(-1)
+        right = torch.searchsorted(ends, torch.tensor(darts, dtype=torch.float64), right=True)
+        assert found == right.tolist()
+    page.get_by_role("button", name="draw a hundred words").click()
+    times = re.findall(r"×(\d+)", page.locator("#drawn").inner_text())
+    once = page.locator("#drawn b").count() - len(times)
+    assert once + sum(map(int, times)) == 100
+
+
+@pytest.mark.slow
+def test_samplings_scores_are_the_models(real):
+    again = record_explore.sampling(real)
+    for found, stored in zip(again["prompts"], DATA["sampling"]["prompts"], strict=True):
+        assert sum(stored["counts"]) == 49_152
+        assert found["words"][:12] == stored["words"][:12]
+        assert len(set(found["words"]) ^ set(stored["words"])) < 10  # at the 3,000th
+        width = max(len(found["counts"]), len(stored["counts"]))
+        sums = [torch.tensor(x["counts"] + [0] * (width - len(x["counts"]))).cumsum(0)
+                for x in (found, stored)]  # fmt: skip
+        # A score at the edge of a step may fall on either side of it on another machine.
+        assert (sums[0] - sums[1]).abs().max() <= 5
+
+
+@pytest.mark.slow
+def test_the_lenses_words_are_the_models(opened, real):
+    again = record_explore.lens(real)["sentences"]
+    page = opened("lens")
+    for i, (found, stored) in enumerate(zip(again, DATA["lens"]["sentences"], strict=True)):
+        assert found["words"] == stored["words"]
+        for blocks, row in enumerate(stored["cells"]):
+            for token, cell in enumerate(row):
+                assert page.evaluate("(a) => explore.five(...a)", [i, blocks, token]) == cell
+                p = dict(found["cells"][blocks][token])
+                assert cell[0][0] in p
+                assert all(abs(p.get(word, percent) - percent) <= 1 for word, percent in cell)
+        for token in range(len(stored["words"])):
+            firsts = [row[token][0][0] for row in stored["cells"]]
+            among = [firsts[-1] in dict(row[token]) for row in stored["cells"]]
+            settled = max([b + 1 for b, word in enumerate(firsts) if word != firsts[-1]], default=0)
+            near = max([b + 1 for b, inside_five in enumerate(among) if not inside_five], default=0)
+            assert page.evaluate("(a) => explore.settled(...a)", [i, token]) == settled
+            assert page.evaluate("(a) => explore.near(...a)", [i, token]) == near
+
+
+@pytest.mark.slow
+def test_the_lens_is_read_by_touch_hover_and_keys(opened):
+    page = opened("lens")
+    cells = DATA["lens"]["sentences"][0]["cells"]
+    five = page.locator("#five b")
+    for move in ("click", "hover", "focus"):
+        for blocks in (4, 20):
+            getattr(page.locator(f"button[data-blocks='{blocks}'][data-token='2']"), move)()
+            shown = [text.strip("“”") for text in five.all_inner_texts()]
+            assert shown == [word.strip() or "␣" for word, _ in cells[blocks][2]]
+    page.keyboard.press("ArrowDown")
+    assert "after 21 of 30 blocks" in page.locator("#say").inner_text()
