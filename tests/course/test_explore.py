@@ -137,7 +137,7 @@ def test_a_page_shows_its_picture_without_javascript(name, browser):
 def close(found, right, tolerance=1e-5):
     """JavaScript computes in float64, Python here in float32, whose rounding is allowed for."""
     torch.testing.assert_close(
-        torch.tensor(found, dtype=torch.float64),
+        torch.as_tensor(found, dtype=torch.float64),
         torch.as_tensor(right, dtype=torch.float64),
         atol=tolerance,
         rtol=tolerance,
