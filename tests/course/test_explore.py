@@ -352,6 +352,9 @@ def test_bpes_merges_are_the_real_tokenizers(opened, tokenizer, text):
         assert rank == min(ranks.get(pair, math.inf) for pair in pairs)
         assert sum(map(len, after)) < sum(map(len, state))
     assert [i for word in states[-1] for i in word] == tokenizer.encode(DATA["bpe"]["text"])
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.locator("#text").fill("W" * 150 + "x" * 150)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator("#text").fill("a\x04b")
     assert "no token for one of its bytes" in page.locator("#say").inner_text()
 
