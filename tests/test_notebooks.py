@@ -399,6 +399,12 @@ def verdict(stem, code):
     namespace = {name: getattr(smol_scratch, name) for name in smol_scratch.__all__}
     namespace |= {"math": math, "torch": torch, "nn": torch.nn, "F": torch.nn.functional}
     namespace |= {"exercises": module}
+    # With what the notebook itself has imported.
+    nb = notebook.read(next(path for path in PATHS if path.stem == stem))
+    for cell in code_cells(nb):
+        lines = [] if {"set-up", "exercise"} & tags(cell) else ast.parse(cell.source).body
+        imports = [line for line in lines if isinstance(line, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), f"<{stem}>", "exec"), namespace)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, f"<{stem}>", "exec"), namespace)
