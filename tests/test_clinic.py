@@ -299,7 +299,7 @@ def test_a_game(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["opne", "1"], "clinic opne: must be one of"),
+        (["opn", "1"], "clinic opn: must be one of"),
         (["open"], "the form is"),
         (["open", "1", "2"], "the form is"),
         (["open", "99"], "case 99: there are 1 to"),

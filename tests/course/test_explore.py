@@ -275,6 +275,26 @@ def test_memorys_checkpoints_are_those_of_a_rehearsed_step(name, B, T, dtype, op
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("B", [1, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memorys_checkpoints_of_a_small_vocabulary_are_as_near_as_the_page_says(dtype, B, opened):
+    """What one operation of a block's backward pass needs is not counted, and shows here."""
+    page = opened("memory")
+    shape = SmolLM2Config(
+        vocab_size=256, n_layer=8, n_head=4, n_kv_head=2, n_embd=256, intermediate_size=700
+    )
+    word = str(dtype).removeprefix("torch.")
+    held = page.evaluate("(a) => memory(...a, 'AdamW', 'input')", [asdict(shape), B, 256, word])
+    right = parameters.rehearse(shape, B, 256, dtype, loss=with_checkpoints).peak
+    assert held["peak"] <= right <= 1.1 * held["peak"]
+    page.locator("#keep").select_option("input")
+    page.locator("details > summary").click()
+    page.locator("#vocab_size").fill("256")
+    assert page.locator("#preset").input_value() == "own"
+    assert "up to a tenth more" in page.locator("#run").inner_text()
+
+
+@pytest.mark.slow
 def test_memorys_time_is_the_packages(opened):
     page = opened("memory")
     for name, shape in SHAPES.items():
