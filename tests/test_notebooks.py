@@ -575,6 +575,13 @@ def test_local_links_lead_somewhere(file):
             assert (file.parent / link).exists(), f"{file.name} links to {link}"
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_in_the_one_form_that_write_gives(path, tmp_path):
+    """So that executing it again changes outputs only, and takes no cell's metadata away."""
+    notebook.write(notebook.read(path), tmp_path / path.name)
+    assert (tmp_path / path.name).read_text("utf-8") == path.read_text("utf-8")
+
+
 def test_set_up_and_what_asks_for_it_are_written_folded(tmp_path):
     """By the metadata that JupyterLab and Colab obey; all other cells stay open."""
     nb = small_notebook()

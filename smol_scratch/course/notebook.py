@@ -224,7 +224,7 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
     for number, cell in enumerate(notebook.cells, start=1):
         cell["id"] = f"cell-{number:02d}"
-        kept = ("tags", "figure", "jupyter")
+        kept = ("tags", "figure", "explore", "jupyter")
         cell.metadata = {key: cell.metadata[key] for key in kept if key in cell.metadata}
         if "set-up" in cell.metadata.get("tags", []):
             # Folded, since it is not what is read first: in JupyterLab, and in Colab.
