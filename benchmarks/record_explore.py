@@ -3,13 +3,15 @@
 ``python -m benchmarks.record_explore`` writes the data of each page from the real model, the real
 tokenizer (``benchmarks/explore/NAME.json``), puts source, data, the common style and script
 together in ``docs/explore/NAME.html``, and lets chromium take ``NAME.png``. ``--pages`` leaves the
-data as they are; names after it choose pages.
+data as they are; names after it choose pages. ``--moving`` takes the README's moving picture from
+the page about attention, ``figures/silence.gif``.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import re
 import shutil
@@ -34,6 +36,7 @@ from smol_scratch.hardware import CARDS
 
 SOURCE = assets.ROOT / "benchmarks" / "explore"
 PAGES = assets.ROOT / "docs" / "explore"
+MOVING = assets.ROOT / "figures" / "silence.gif"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
 # Heads whose query meets a key that RoPE turns: (block, head), position of query and key.
@@ -326,14 +329,56 @@ def take_pictures(names: list[str]) -> None:
         browser.close()
 
 
+# The moving picture: (block, head, silenced?, how long it is seen in milliseconds).
+SCENES = (
+    *[(block, 0, False, 350) for block in range(11, 17)],
+    (17, 0, False, 2500),
+    (17, 0, True, 3500),
+    (17, 0, False, 1200),
+    *[(17, head, False, 350) for head in range(1, 6)],
+    (17, 6, False, 1800),
+    (17, 6, True, 2500),
+)
+
+
+def take_moving_picture(scenes: tuple[tuple[int, int, bool, int], ...] = SCENES) -> None:
+    """Let chromium move through heads and silence one: what the README shows."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    frames = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 720, "height": 1000})
+        view.goto((PAGES / "attention.html").as_uri())
+        # What is said to the hand, the picture does not need.
+        view.add_style_tag(content="main > p:not(.say) { display: none }")
+        for block, head, silent, _ in scenes:
+            view.locator("#layer").fill(str(block))
+            view.locator("#head").fill(str(head))
+            pressed = view.locator("#silence").get_attribute("aria-pressed") == "true"
+            if pressed != silent:
+                view.locator("#silence").click()
+            view.evaluate("document.activeElement.blur()")
+            shot = Image.open(io.BytesIO(view.screenshot())).convert("RGB")
+            frames.append(shot.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE))
+        browser.close()
+    first, *rest = frames
+    durations = [scene[3] for scene in scenes]
+    first.save(MOVING, save_all=True, append_images=rest, duration=durations, loop=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", action="store_true", help="build pages from the stored data")
     parser.add_argument("--data", action="store_true", help="record the data alone")
+    parser.add_argument("--moving", action="store_true", help="take the README's moving picture")
     parser.add_argument("names", nargs="*", default=list(RECORD))
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - set(RECORD):
         parser.error(f"{', '.join(unknown)}: must be among {', '.join(RECORD)}")
+    if chosen.moving:
+        return take_moving_picture()
     if not chosen.pages:
         real = Real()
         for name in chosen.names:

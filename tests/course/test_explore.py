@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -39,6 +40,19 @@ from tests.test_tokenizer import TRICKY
 
 NAMES = sorted(path.stem for path in record_explore.SOURCE.glob("*.html"))
 DATA = {n: json.loads((record_explore.SOURCE / f"{n}.json").read_text("utf-8")) for n in NAMES}
+
+
+def test_the_readmes_moving_picture_says_what_the_recorded_numbers_say():
+    [scene] = [s for s in DATA["attention"]["sentences"] if "keys" in "".join(s["words"])]
+    words = DATA["attention"]["vocabulary"]
+    best = [
+        words[max(w, key=lambda pair: pair[1])[0]] for w in (scene["whole"], scene["silent"][17][0])
+    ]
+    assert [word.strip() for word in best] == ["keys", "missing"]
+    assert (17, 0, True) in [scene[:3] for scene in record_explore.SCENES]
+    with Image.open(record_explore.MOVING) as picture:
+        assert picture.n_frames == len(record_explore.SCENES)
+    assert "without head 0 of block 17" in (assets.ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
