@@ -64,6 +64,7 @@ class Way:
     post_norm: bool = False
     shifted_targets: bool = False
     counted: bool = False  # padding
+    head_dim: int = D
 
 
 RIGHT = Way()
@@ -109,7 +110,8 @@ Weights = dict[str, Tensor]
 
 def gather(x: Tensor, w: Weights, at: str, way: Way) -> Tensor:
     def heads(name: str) -> Tensor:
-        return (x @ w[f"{at}{name}_proj.weight"].T).unflatten(-1, (-1, D)).transpose(1, 2)
+        wide = x @ w[f"{at}{name}_proj.weight"].T
+        return wide.unflatten(-1, (-1, way.head_dim)).transpose(1, 2)
 
     mixed = attention(rope(heads("q"), way), rope(heads("k"), way), heads("v"), way)
     return mixed.transpose(1, 2).flatten(2) @ w[f"{at}o_proj.weight"].T
