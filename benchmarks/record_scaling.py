@@ -54,13 +54,13 @@ TASKS = [
     # Foretold from the runs above, then met.
     sized("larger", 256, 0)._replace(budgets=scaling.BUDGETS[-2:]),
     # How often the same text can be read again: at one size, and at a smaller and a larger one.
-    *(sized("repeats", 64, 0, ALL // n) for n in (16, 4, 8, 2, 32)),
+    *(sized("repeats", 64, 0, ALL // n) for n in (16, 4, 32)),
+    *(sized("repeats", width, 0, ALL // 16) for width in (16, 128)),
     # How the best rate moves with the width. At width 32 both rules are the same.
     *compared(32, 0, "plain"),
+    *(task for width in (128, 64) for rule in scaling.RULES for task in compared(width, 0, rule)),
     *compared(32, 1, "plain"),
-    *(task for rule in scaling.RULES for task in compared(128, 0, rule)),
-    *(task for rule in scaling.RULES for task in compared(64, 0, rule)),
-    *(sized("repeats", width, 0, ALL // 16) for width in (16, 128)),
+    *(sized("repeats", 64, 0, ALL // n) for n in (2, 8)),
     *(task for rule in scaling.RULES for task in compared(64, 1, rule)),
 ]
 HEADER = ["part", "width", "seed", "rule", "rate", "unique", "budget"]

@@ -1,0 +1,373 @@
+"""Figures of notebook 14, scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from smol_scratch.course.figures.drawing import arrow, box, canvas
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
+
+_MEASURED, _LAW, _FORETOLD = COLOURS["query"], COLOURS["residual"], COLOURS["key"]
+Points = Sequence[tuple[float, float]]
+
+
+def _shades(count: int) -> list[tuple[float, ...]]:
+    """Return as many blues, from light to dark: small to large."""
+    return [tuple(mpl.colormaps["Blues"](x)) for x in np.linspace(0.4, 1.0, count)]
+
+
+def _ticks(ax: Axes, axis: str, values: Sequence[float], labels: Sequence[str]) -> None:
+    """Put labels at these places of a logarithmic axis, and nowhere else."""
+    one = getattr(ax, f"{axis}axis")
+    one.set_major_locator(mpl.ticker.FixedLocator(list(values)))
+    one.set_major_formatter(mpl.ticker.FixedFormatter(list(labels)))
+    one.set_minor_locator(mpl.ticker.NullLocator())
+
+
+def _thousands(values: Sequence[float]) -> list[str]:
+    """Return "7k", "1.4M"."""
+    return [f"{v / 1e6:.1f}M" if v > 950_000 else f"{v / 1e3:.0f}k" for v in values]
+
+
+def opening(known: Points, size: float) -> Figure:
+    """Draw what small models reached, and the place of one that nobody has trained.
+
+    Args:
+        known: parameters and loss of each run.
+        size: parameters of the run to come.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.3))
+    ax.plot(*zip(*known, strict=True), "o", color=_MEASURED)
+    ax.axvline(size, color=_FORETOLD, linewidth=9, alpha=0.35)
+    low, high = min(y for _, y in known), max(y for _, y in known)
+    ax.text(size, (low + high) / 2, "?", fontsize=26, ha="center", va="center", weight="bold")
+    ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
+           title="after one pass over seven plays", ylim=(low - 0.2, high + 0.06),
+           xlim=(min(x for x, _ in known) / 1.4, size * 1.5))  # fmt: skip
+    sizes = [*sorted({x for x, _ in known}), size]
+    _ticks(ax, "x", sizes, _thousands(sizes))
+    return describe(figure, """Held-out loss against parameters on a logarithmic axis. Small models
+        from 7 thousand to 340 thousand parameters: the loss falls as the model grows. Far to the
+        right a bar with a question mark at 1.3 million parameters.""")  # fmt: skip
+
+
+def pencil(runs: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """Draw the example's losses as piles of three terms.
+
+    Args:
+        runs: label to what is left, what the size costs, what the text's length costs.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.2))
+    names = (("E: never goes away", "other"), ("A/√N: too small a model", "query"),
+             ("B/√D: too little text", "key"))  # fmt: skip
+    for row, terms in enumerate(runs.values()):
+        left = 0.0
+        for (name, colour), width in zip(names, terms, strict=True):
+            ax.barh(row, width, left=left, height=0.62, color=COLOURS[colour], edgecolor="white",
+                    label=name if row == 0 else None)  # fmt: skip
+            ax.text(left + width / 2, row, f"{width:g}", ha="center", va="center", fontsize=10,
+                    color="white" if colour == "query" else "black")  # fmt: skip
+            left += width
+        ax.text(left + 0.05, row, f"{left:g}", va="center", fontsize=11, weight="bold")
+    ax.set_yticks(range(len(runs)), list(runs))
+    ax.invert_yaxis()
+    ax.set(xlabel="loss", xlim=(0, 4.6))
+    ax.grid(visible=False, axis="y")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9.5)
+    return describe(figure, """Four bars, each the sum of three terms. 100 parameters and 100
+        tokens: 1 + 1 + 2 = 4. Four times the parameters: 1 + 0.5 + 2 = 3.5. Four times the tokens:
+        1 + 1 + 1 = 3. Four times both: 1 + 0.5 + 1 = 2.5.""")  # fmt: skip
+
+
+def branches(budgets: Sequence[float], cooldown: float, rate: float) -> Figure:
+    """Draw the learning rate of a trunk and of the branches that cool down from it."""
+    figure, ax = new_figure(figsize=(7.2, 2.5))
+    last = budgets[-1]
+    ax.plot([0, 0.017 * last, (1 - cooldown) * last], [0, rate, rate], color=_LAW, linewidth=3)
+    for budget in budgets:
+        fork = (1 - cooldown) * budget
+        ax.plot([fork, budget], [rate, 0], color=_MEASURED, linewidth=2)
+        ax.plot(budget, 0, "o", color=_MEASURED, clip_on=False, zorder=5)
+    ax.text(0.3 * last, rate * 1.06, "the trunk: constant rate", fontsize=10, ha="center")
+    ax.text(0.93 * last, rate * 0.72, "a branch", fontsize=10, color=_MEASURED)
+    ax.set(xlabel="characters trained on", ylabel="learning rate", ylim=(0, rate * 1.25),
+           xlim=(0, last * 1.04))  # fmt: skip
+    ax.set_xticks(list(budgets), _thousands(budgets))
+    ax.set_yticks([0, rate])
+    return describe(figure, """The learning rate against characters trained on. One trunk stays at a
+        constant rate; before each of four budgets a branch leaves it and falls to zero in a
+        straight line.""")  # fmt: skip
+
+
+def fitted(
+    losses: Mapping[float, Points], law: Callable[[float, float], float], sizes: Sequence[float]
+) -> Figure:
+    """Draw measured losses against the characters, and the law as lines.
+
+    Args:
+        losses: parameters to characters and loss of every run.
+        law: from parameters and characters to loss.
+        sizes: which of them to label, all drawn.
+    """
+    figure, ax = new_figure(figsize=(7.2, 4.0))
+    lengths = sorted({x for points in losses.values() for x, _ in points})
+    fine = np.geomspace(lengths[0] / 1.1, lengths[-1] * 1.1, 40)
+    for colour, size in zip(_shades(len(losses)), sorted(losses), strict=True):
+        ax.plot(fine, [law(size, x) for x in fine], color=colour, linewidth=1.5)
+        ax.plot(*zip(*losses[size], strict=True), "o", color=colour, markersize=5)
+        if size in sizes:
+            ax.text(fine[-1] * 1.03, law(size, fine[-1]), _thousands([size])[0], va="center",
+                    fontsize=10)  # fmt: skip
+    ax.set(xscale="log", xlabel="characters trained on (none twice)",
+           ylabel="held-out loss\n(nats per character)", xlim=(fine[0], fine[-1] * 1.18),
+           title="points: runs · lines: one law for all of them")  # fmt: skip
+    _ticks(ax, "x", lengths, _thousands(lengths))
+    return describe(figure, """Held-out loss against characters trained on, one line for each of six
+        sizes, with the runs as points. Larger models lie lower and all lines fall; the points lie
+        near the lines, farthest off for the smallest model.""")  # fmt: skip
+
+
+def met(
+    known: Points,
+    law: Callable[[float], float],
+    foretold: tuple[float, float, float, float],
+    found: float,
+) -> Figure:
+    """Draw the runs of one length, the law, what it said of a larger model, and what came.
+
+    Args:
+        known: parameters and loss of each small run.
+        law: from parameters to loss.
+        foretold: parameters, loss, and the bounds of the interval.
+        found: the larger run's loss.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.5))
+    size, middle, low, high = foretold
+    fine = np.geomspace(min(x for x, _ in known), size * 1.1, 60)
+    ax.plot(fine, [law(x) for x in fine], color=_LAW, linewidth=1.5)
+    ax.plot(*zip(*known, strict=True), "o", color=_MEASURED, label="fitted to")
+    ax.plot([size, size], [low, high], color=_FORETOLD, linewidth=9, alpha=0.6,
+            solid_capstyle="butt", label="foretold: 90 % interval")  # fmt: skip
+    ax.plot(size, middle, "_", color="black", markersize=14)
+    ax.plot(size, found, "D", color=COLOURS["wrong"], markersize=7, label="met")
+    ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
+           xlim=(fine[0] / 1.25, size * 1.5))  # fmt: skip
+    sizes = [*sorted({x for x, _ in known}), size]
+    _ticks(ax, "x", sizes, _thousands(sizes))
+    ax.legend(fontsize=10)
+    return describe(figure, """Held-out loss against parameters. Points of the small runs, a falling
+        curve through them, and at 1.3 million parameters the foretold interval with the loss that
+        was met.""")  # fmt: skip
+
+
+def split(
+    losses: Mapping[float, Points],
+    law: Callable[[float, float], float],
+    best: Callable[[float], float],
+    text: float,
+) -> Figure:
+    """Draw loss against the compute spent, one line per size, and the best that the law allows.
+
+    Args:
+        losses: parameters to characters and mean loss.
+        law: from parameters and characters to loss.
+        best: from FLOPs to parameters.
+        text: how many characters there are; what asks for more is pale.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.9))
+    everything = [6 * n * d for n, points in losses.items() for d, _ in points]
+    for colour, size in zip(_shades(len(losses)), sorted(losses), strict=True):
+        x, y = zip(*[(6 * size * d, loss) for d, loss in losses[size]], strict=True)
+        ax.plot(x, y, "o-", color=colour, markersize=4, linewidth=1.5)
+        ax.text(x[0], y[0] + 0.02, _thousands([size])[0], fontsize=10, ha="center", va="bottom")
+    fine = np.geomspace(min(everything), max(everything), 200)
+    band = [law(best(c), c / 6 / best(c)) for c in fine]
+    inside = sum(c / 6 / best(c) <= text for c in fine)
+    for part, alpha, words in (
+        (slice(0, inside), 0.9, "the law's best split at each price"),
+        (slice(inside, None), 0.35, "the same, with more text than there is"),
+    ):
+        ax.plot(fine[part], band[part], color=_FORETOLD, linewidth=7, alpha=alpha, zorder=0,
+                label=words, solid_capstyle="butt")  # fmt: skip
+    ax.set(xscale="log", xlabel="training compute, 6 · parameters · characters (FLOPs)",
+           ylabel="held-out loss\n(nats per character)")  # fmt: skip
+    ax.legend(fontsize=10, loc="upper right")
+    return describe(figure, """Held-out loss against training compute, one line for each size.
+        Where two sizes share a price the smaller one, which has read more, lies lower. A band
+        along the lower edge is the law's best split; most of it is pale, because it asks for more
+        text than there is.""")  # fmt: skip
+
+
+def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
+    """Draw held-out loss against characters trained on, for less and less different text.
+
+    Args:
+        fresh: characters and mean loss of runs that never read anything twice.
+        repeated: different characters to characters trained on and loss.
+        size: of the model, for the title.
+    """
+    figure, ax = new_figure(figsize=(7.4, 4.0))
+    ax.plot(*zip(*fresh, strict=True), "o-", color=_MEASURED, linewidth=3)
+    labels = [(fresh[-1][1], "never twice", _MEASURED)]
+    warm = [mpl.colormaps["Oranges"](x) for x in np.linspace(0.45, 0.95, len(repeated))]
+    for colour, unique in zip(warm, sorted(repeated, reverse=True), strict=True):
+        points = repeated[unique]
+        ax.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=1.5, markersize=4)
+        words = f"{points[-1][0] / unique:.0f} passes of {_thousands([unique])[0]}"
+        labels.append((points[-1][1], words, "black"))
+    above = 0.0
+    for y, words, colour in sorted(labels):
+        above = max(y, above + 0.045)  # a line's height apart
+        ax.text(fresh[-1][0] * 1.06, above, words, va="center", fontsize=10, color=colour)
+    ax.set(xscale="log", xlabel="characters trained on, repetitions included",
+           ylabel="held-out loss\n(nats per character)",
+           xlim=(fresh[0][0] / 1.1, fresh[-1][0] * 2.9),
+           title=f"the same text again and again, {size} parameters")  # fmt: skip
+    lengths = [x for x, _ in fresh]
+    _ticks(ax, "x", lengths, _thousands(lengths))
+    return describe(figure, """Held-out loss against characters trained on. Where nothing is read
+        twice the loss falls all the way. Two passes follow that line; the fewer different
+        characters there are, the earlier a line leaves it, and with the fewest the loss rises
+        again.""")  # fmt: skip
+
+
+def two_scales(small: Mapping[str, Points], large: Mapping[str, Points]) -> Figure:
+    """Draw held-out loss against passes: small models on little text, large ones on a megabyte.
+
+    Args:
+        small: label to passes and loss in nats per character.
+        large: label to passes and loss in nats per token.
+    """
+    figure, axes = new_figure(1, 2, figsize=(8.0, 3.5))
+    looks = (("up", "s"), ("query", "o"), ("down", "D"))
+    for ax, curves, unit in zip(axes, (small, large), ("character", "token"), strict=True):
+        dense = len(next(iter(curves.values()))) > 10
+        for (label, points), (colour, marker) in zip(curves.items(), looks, strict=False):
+            ax.plot(*zip(*points, strict=True), f"{'' if dense else marker}-", markersize=5,
+                    color=COLOURS[colour], label=label)  # fmt: skip
+            least = min(points, key=lambda point: point[1])
+            ax.plot(*least, marker, color=COLOURS[colour], markersize=9, markeredgecolor="black")
+        ax.set(xlabel="passes over the same text", ylabel=f"held-out loss (nats per {unit})")
+        ax.legend(fontsize=9.5, loc="upper center")
+    axes[0].set_title("57 thousand characters")
+    axes[1].set_title("a megabyte: the original's text")
+    return describe(figure, """Two panels of held-out loss against passes over the same text, the
+        lowest point of each curve marked. Left three small models, right 13 million and 135 million
+        parameters: everywhere the loss falls, turns, and rises; larger models turn earlier and rise
+        more steeply, and reach much the same lowest point.""")  # fmt: skip
+
+
+def rates(panels: Mapping[str, Mapping[int, Points]]) -> Figure:
+    """Draw loss against the learning rate at several widths, one panel for each rule.
+
+    Args:
+        panels: rule to width to rate and mean loss.
+    """
+    figure, axes = new_figure(1, len(panels), figsize=(8.0, 3.6), sharey=True)
+    markers = "osD^"
+    everything = [y for widths in panels.values() for points in widths.values() for _, y in points]
+    for ax, (rule, widths) in zip(axes, panels.items(), strict=True):
+        for colour, marker, (width, points) in zip(
+            _shades(len(widths)), markers, widths.items(), strict=False
+        ):
+            ax.plot(*zip(*points, strict=True), f"{marker}-", color=colour, markersize=5,
+                    label=f"width {width}")  # fmt: skip
+            least = min(points, key=lambda point: point[1])
+            ax.plot(*least, marker, color=colour, markersize=10, markeredgecolor=COLOURS["wrong"],
+                    markeredgewidth=2)  # fmt: skip
+        ax.set(xscale="log", xlabel="learning rate", title=rule)
+        ticks = [x for x, _ in next(iter(widths.values()))]
+        _ticks(ax, "x", ticks[::2], [f"{x:g}" for x in ticks[::2]])
+    axes[0].set(
+        ylabel="held-out loss (nats per character)",
+        ylim=(min(everything) - 0.05, min(max(everything), min(everything) + 1) + 0.05),
+    )
+    axes[0].legend(fontsize=10)
+    return describe(
+        figure,
+        """Held-out loss against the learning rate at three widths, the lowest
+        point of each curve ringed. Left, one rate for all weights: the wider the model, the farther
+        left its best rate. Right, the width-aware rule: the best rates stand close together.""",
+    )
+
+
+def ways() -> Figure:
+    """Draw four ways to share a training step among cards, and what crosses the wire."""
+    figure, ax = canvas(17, 8.2)
+    panels = (
+        (0.2, 4.4, "data parallel", "every card: the whole model,\nits own text"),
+        (8.9, 4.4, "sharded", "every card: a part of each weight,\nits own text"),
+        (0.2, 0.2, "tensor parallel", "every card: a part of each matrix,\nthe same text"),
+        (8.9, 0.2, "pipeline", "every card: some of the blocks,\nthe text in pieces"),
+    )
+    for left, bottom, title, words in panels:
+        ax.text(left, bottom + 3.35, title, fontsize=11, weight="bold")
+        ax.text(left, bottom + 3.1, words, fontsize=9.5, va="top")
+    for left, bottom, kept, other, words in (
+        (0.2, 4.4, "N weights", "text 2", "gradients"),
+        (8.9, 4.4, "N/2 weights", "text 2", "weights, weights,\ngradients"),
+        (0.2, 0.2, "half of each", "text 1", "activations,\n4 × per block"),
+    ):
+        for i in range(2):
+            x = left + 4.9 * i
+            box(ax, x, bottom + 0.95, 2.4, kept, "mlp", size=9.5)
+            box(ax, x, bottom + 0.05, 2.4, other if i else "text 1", "embedding", filled=False,
+                size=9.5)  # fmt: skip
+        y = bottom + 1.25
+        arrow(ax, (left + 2.45, y), (left + 4.85, y), colour="wrong")
+        arrow(ax, (left + 4.85, y), (left + 2.45, y), colour="wrong")
+        ax.text(left + 3.65, y + 0.15, words, fontsize=9.5, ha="center", va="bottom",
+                color=COLOURS["wrong"])  # fmt: skip
+    for i in range(2):
+        x = 8.9 + 4.9 * i
+        box(ax, x, 1.15, 2.4, f"blocks {15 * i}–{15 * i + 14}", "mlp", size=9.5)
+    box(ax, 8.9, 0.25, 2.4, "text 1, 2, …", "embedding", filled=False, size=9.5)
+    arrow(ax, (11.35, 1.65), (13.75, 1.65), colour="wrong")
+    arrow(ax, (13.75, 1.25), (11.35, 1.25), colour="wrong")
+    ax.text(12.55, 1.75, "activations", fontsize=9.5, ha="center", va="bottom",
+            color=COLOURS["wrong"])  # fmt: skip
+    ax.text(12.55, 1.1, "their gradients", fontsize=9.5, ha="center", va="top",
+            color=COLOURS["wrong"])  # fmt: skip
+    return describe(figure, """Four ways to share a training step between two cards. Data parallel:
+        whole models, different texts, gradients cross. Sharded: half the weights each, different
+        texts, weights cross twice and gradients once. Tensor parallel: half of each matrix, the
+        same text, activations cross four times per block. Pipeline: fifteen blocks each,
+        activations cross once forwards and their gradients once backwards.""")  # fmt: skip
+
+
+def wires(seconds: Mapping[str, Mapping[str, float]], compute: float) -> Figure:
+    """Draw how long each way's bytes take on two kinds of wire, beside the computing.
+
+    Args:
+        seconds: way to wire to seconds per step.
+        compute: seconds that a card computes per step.
+    """
+    figure, ax = new_figure(figsize=(7.4, 3.4))
+    wires_ = list(next(iter(seconds.values())))
+    for row, taken in enumerate(seconds.values()):
+        for i, (wire, colour) in enumerate(zip(wires_, ("key", "value"), strict=True)):
+            y = row + (i - 0.5) * 0.36
+            ax.barh(y, taken[wire], height=0.34, color=COLOURS[colour],
+                    label=wire if row == 0 else None)  # fmt: skip
+            ms = taken[wire] * 1e3
+            label = (
+                f"{ms / 1e3:.1f} s" if ms > 1e3 else f"{ms:.0f} ms" if ms > 10 else f"{ms:.1f} ms"
+            )
+            ax.text(taken[wire] * 1.1, y, label, va="center", fontsize=10, zorder=5,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    ax.axvline(compute, color=_LAW, linewidth=2)
+    ax.text(compute * 1.1, -0.2, f"computing:\n{compute * 1e3:.0f} ms", fontsize=10, va="center")
+    ax.set_yticks(range(len(seconds)), list(seconds))
+    ax.invert_yaxis()
+    ax.set(xscale="log", xlabel="seconds per step and card, if nothing overlaps", xlim=(None, 5))
+    ax.grid(visible=False, axis="y")
+    figure.legend(loc="outside upper center", ncols=2, fontsize=10)
+    return describe(figure, """Bars on a logarithmic axis: the time on the wire per step for data
+        parallel, sharded, tensor parallel and pipeline, on a network and on links inside one
+        machine; a line marks the time that the card computes. Only tensor parallel over the network
+        takes longer than that.""")  # fmt: skip
