@@ -1,26 +1,31 @@
 """Record the clinic: what each case looks like, and which instrument sees it, at what cost.
 
 ``python -m benchmarks.record_clinic`` writes the symptoms to ``smol_scratch/clinic/symptoms.json``,
-and ``docs/clinic.md`` from the cases; ``--page`` writes the page alone. ``--table FILE`` uses every
-instrument on every case, and writes a CSV: some minutes on a quiet machine.
+and ``docs/clinic.md`` from the cases; ``--page`` writes the page
+alone. ``--table data/records/clinic.csv`` uses every instrument on every case: half an hour of one
+core, which may be stopped, and goes on where it was when the command is given again.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from smol_scratch import clinic
+from smol_scratch import assets, clinic
 from smol_scratch.clinic.instruments import INSTRUMENTS
 from smol_scratch.clinic.page import PAGE, page
-from smol_scratch.clinic.patient import Patient, admit
+from smol_scratch.clinic.patient import Patient, admit, sources
 from smol_scratch.clinic.symptoms import symptom
 
 
@@ -35,27 +40,78 @@ def record_symptoms() -> None:
     (clinic.HERE / "symptoms.json").write_text(text, "utf-8")
 
 
-def record_table(file: Path) -> None:
-    """Use every instrument on a healthy copy and on every case."""
-    tools, rows = clinic.tools(), []
-    seconds: dict[str, list[float]] = {name: [] for name in tools}
+class Counted(TorchDispatchMode):
+    """Counts the tensor operations inside it: the same number on every machine with one torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def fingerprint(texts: dict[str, str]) -> str:
+    """Return what changes when a copy, or an instrument, does."""
+    tools = (clinic.HERE / "instruments.py").read_text("utf-8")
+    return hashlib.sha256(json.dumps([texts, tools], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def examined(one: clinic.Case | None) -> dict[str, Any]:
+    """Use every instrument on a case, or on a healthy copy: who sees a fault, and the seconds."""
+    seen, seconds, operations = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        for case in (None, *clinic.cases()):
-            name = case.key if case else "healthy"
-            copy = Patient(admit(Path(folder) / name, case.faults if case else ()))
-            row: list[object] = [name]
-            for tool, use in INSTRUMENTS.items():
-                start = time.perf_counter()
-                row.append(int(not use(copy).fine))
-                seconds[tool].append(time.perf_counter() - start)
-            rows.append(row)
-            print(*row, flush=True)
-    with file.open("w", encoding="utf-8", newline="") as target:
-        writer = csv.writer(target, lineterminator="\n")
-        writer.writerow(["case", *tools])
-        writer.writerow(["cost", *(tool.cost for tool in tools.values())])
-        writer.writerow(["seconds", *(f"{statistics.median(seconds[n]):.1g}" for n in tools)])
-        writer.writerows(rows)
+        copy = Patient(admit(Path(folder) / "copy", one.faults if one else ()))
+        for use in INSTRUMENTS.values():
+            start = time.perf_counter()
+            seen.append(int(not use(copy).fine))
+            seconds.append(time.perf_counter() - start)
+            if one is None:  # counted apart, since counting takes time
+                with Counted() as counted:
+                    use(copy)
+                operations.append(counted.count)
+    return {"seen": seen, "seconds": seconds, "operations": operations}
+
+
+def record_table(file: Path) -> None:
+    """Use every instrument on a healthy copy and on every case.
+
+    What was done lies beside the file until all is: a run that was stopped goes on from there.
+    """
+    parts = file.with_suffix(".parts.jsonl")
+    lines = parts.read_text("utf-8").splitlines() if parts.exists() else []
+    done = {row["key"]: row for row in map(json.loads, lines)}
+    rows = {}
+    for one in (None, *clinic.cases()):
+        name = one.key if one else "healthy"
+        key = fingerprint(sources() | (clinic.faulty(one) if one else {}))
+        if key not in done:
+            done[key] = {"key": key, "case": name, **examined(one)}
+            with parts.open("a", encoding="utf-8") as target:
+                target.write(json.dumps(done[key]) + "\n")
+        rows[name] = done[key]
+        print(
+            f"{name:<16}", *rows[name]["seen"], f"{sum(rows[name]['seconds']):6.1f} s", flush=True
+        )
+    tools, table = clinic.tools(), io.StringIO()
+    shares = [[s / sum(row["seconds"]) for s in row["seconds"]] for row in rows.values()]
+    share = [statistics.median(column) for column in zip(*shares, strict=True)]
+    table.write(
+        f"# python -m benchmarks.record_clinic --table data/records/{file.name}; torch "
+        f"{torch.__version__}; 1: the instrument sees a fault; cost: in the game; operations: of "
+        "tensors, on a healthy copy; share: of the time of all instruments, the median over the "
+        "rows\n"
+    )
+    out = csv.writer(table, lineterminator="\n")
+    out.writerow(["case", *tools])
+    out.writerow(["cost", *(tool.cost for tool in tools.values())])
+    out.writerow(["operations", *rows["healthy"]["operations"]])
+    out.writerow(["share", *(f"{part:.1g}" for part in share)])
+    for name, row in rows.items():
+        out.writerow([name, *row["seen"]])
+    assets.write_atomically(file, table.getvalue().encode())
+    parts.unlink()
 
 
 if __name__ == "__main__":

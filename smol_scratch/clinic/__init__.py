@@ -67,6 +67,8 @@ class Case(NamedTuple):
         test: the smallest one that fails in the copy.
         happened: where it did.
         link: to that.
+        also: lines as guilty as those that were exchanged, since a mend could stand there as well:
+            (file, text) each.
     """
 
     number: int
@@ -83,6 +85,7 @@ class Case(NamedTuple):
     test: str
     happened: str
     link: str
+    also: tuple[tuple[str, str], ...] = ()
 
 
 @functools.cache
@@ -98,13 +101,19 @@ def cases() -> tuple[Case, ...]:
         faults = tuple(Fault(**fault) for fault in entry["fault"])
         rest = {name: value for name, value in entry.items() if name != "fault"}
         rest |= {"shows": tuple(entry["shows"]), "hints": tuple(entry["hints"])}
+        rest["also"] = tuple((one["file"], one["text"]) for one in entry.get("also", ()))
         found.append(Case(number=number, faults=faults, **rest))
     return tuple(found)
 
 
 def causes() -> dict[str, str]:
     """Return all causes that a line can be accused of: key to sentence."""
-    return dict(_read()["causes"])
+    return {key: words for drawer in _read()["causes"].values() for key, words in drawer.items()}
+
+
+def drawers() -> dict[str, tuple[str, ...]]:
+    """Return the four places where a fault can be: data, model and so on, to their causes."""
+    return {name: tuple(causes) for name, causes in _read()["causes"].items()}
 
 
 def searched() -> dict[str, str]:
@@ -162,6 +171,15 @@ def guilty(one: Case) -> dict[str, set[int]]:
     return found
 
 
+def accepted(one: Case) -> dict[str, set[int]]:
+    """Return the lines that are a right answer: those at fault, and where a mend could stand."""
+    found = {file: set(lines) for file, lines in guilty(one).items()}
+    for file, text in one.also:
+        lines = faulty(one)[file].splitlines()
+        found[file].update(i for i, line in enumerate(lines, start=1) if text in line)
+    return found
+
+
 class Verdict(NamedTuple):
     """What is right about an answer.
 
@@ -191,7 +209,8 @@ def judge(one: Case, file: str, line: int | str, cause: str) -> Verdict:
         cause: a key of ``causes()``.
 
     Raises:
-        ValueError: for a file, line or cause that does not exist.
+        ValueError: for a file, line or cause that does not exist, and for a piece of text that
+            stands in several lines, of which not all are right.
     """
     name = Path(file).stem + ".py"
     if not (patient.HERE / name).is_file() or name in patient.LEFT_OUT:
@@ -212,14 +231,15 @@ def judge(one: Case, file: str, line: int | str, cause: str) -> Verdict:
         meant = {i for i, there in enumerate(lines, start=1) if line.strip() in there}
         if not line.strip() or not meant:
             raise ValueError(f"{line!r}: stands in no line of {name}")
-    wrong = guilty(one)
+    wrong = accepted(one)
     here, there = name in wrong, meant <= wrong.get(name, set())
     right = cause == one.cause
-    if here and not there and meant & wrong[name]:
-        words = (
-            f"{len(meant)} lines of {name} hold that piece: name the line's number, or more of it"
+    if len(meant) > 1 and not there:
+        numbers = ", ".join(map(str, sorted(meant)))
+        raise ValueError(
+            f"{line!r}: stands in {len(meant)} lines of {name} ({numbers}): name one by its number"
         )
-    elif here and there and right:
+    if here and there and right:
         words = "right: file, line and cause"
     else:
         parts = (

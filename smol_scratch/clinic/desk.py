@@ -117,6 +117,8 @@ class Desk:
         say(f"The program is in {place / patient.NAME}. Read it; you may even change it, and "
             "use an instrument again. (A comparison with your own copy would give it away at once. "
             "Real bugs come without one.)")  # fmt: skip
+        say("An answer names a line as it was handed out, by its number or a piece of its text; "
+            "where a line is missing, name one beside the gap.")  # fmt: skip
         print()
         self.instruments(one)
 
@@ -143,10 +145,12 @@ class Desk:
 
         torch.set_num_threads(1)  # the models are tiny
         print(f"{name} (cost {tools[name].cost}): {tools[name].asks}")
-        for line in INSTRUMENTS[name](patient.Patient(self.place(one))).lines:
+        reading = INSTRUMENTS[name](patient.Patient(self.place(one)))
+        for line in reading.lines:
             print(f"  {line}")
         if name not in state["used"]:
             state["used"].append(name)
+        state["shown"] = state.get("shown", False) or not reading.fine
         self.write(one, state)
         print(f"{_spent(state)} so far")
 
@@ -162,6 +166,10 @@ class Desk:
         state["solved"] = True
         self.write(one, state)
         print(f"Solved with {_spent(state)}.\n")
+        if not state.get("shown"):
+            say("So far it is a suspicion: no instrument has shown you the fault.")
+        say(f"{_witness(one)} Mend the line and use it again: what was ✗ must become ✓.")
+        print()
         self._tell(one)
 
     def hint(self, one: clinic.Case) -> None:
@@ -181,6 +189,7 @@ class Desk:
         for file, lines in clinic.guilty(one).items():
             print(f"{file}, line {', '.join(map(str, sorted(lines)))}")
         say(f"Cause: {clinic.causes()[one.cause]} ({one.cause})")
+        say(_witness(one))
         print()
         self._tell(one)
 
@@ -207,11 +216,21 @@ def _spent(state: dict[str, Any]) -> str:
     return f"{total} {'point' if total == 1 else 'points'}"
 
 
+def _witness(one: clinic.Case) -> str:
+    """Return which instrument shows a case's fault at the lowest cost."""
+    tools = clinic.tools()
+    name = min(one.shows, key=lambda name: tools[name].cost)
+    return f"The cheapest instrument that shows it is {name} (cost {tools[name].cost})."
+
+
 def causes() -> None:
-    """Print all causes."""
-    print("What a line can be accused of:")
-    for key, words in clinic.causes().items():
-        print(f"  {key:<27}{words}")
+    """Print all causes, by drawer."""
+    print("What a line can be accused of. Suspect first, then look for your suspicion here:")
+    said = clinic.causes()
+    for drawer, keys in clinic.drawers().items():
+        print(f"\n{drawer}")
+        for key in keys:
+            print(f"  {key:<27}{said[key]}")
 
 
 ACTIONS: dict[str, tuple[str, ...]] = {

@@ -162,14 +162,20 @@ def loud_chorus(p: Patient) -> Iterator[str]:
 
 
 def last_voice(p: Patient) -> Iterator[str]:
-    state = trainee(p, language(200), batch_size=1, accumulate=4, clip=1e9)
-    p.training.train_step(state)
-    mean = torch.cat([w.grad.flatten() for w in state.model.parameters()])
-    quarter = trainee(p, language(200)[48:], batch_size=1, clip=1e9)
-    p.training.train_step(quarter)
-    one = torch.cat([w.grad.flatten() for w in quarter.model.parameters()])
-    angle = torch.cosine_similarity(mean, one, dim=0).item()
-    yield f"cosine of the update's gradient and the last small batch's own: {angle:.2f}"
+    text = language(64 * 8 + 1)
+    for parts, size in ((1, 4), (4, 1), (1, 1)):
+        grads = []
+        for start in range(0, 64 * 8, 64):
+            piece = text[start : start + 65]
+            state = trainee(p, piece, batch_size=size, accumulate=parts, clip=1e9)
+            p.training.train_step(state)
+            grads.append(torch.cat([w.grad.flatten() for w in state.model.parameters()]))
+        mean = torch.stack(grads).mean(0)
+        apart = torch.stack([grad - mean for grad in grads]).pow(2).sum(1).mean().sqrt()
+        yield (
+            f"gradients of 8 updates, {parts} batch(es) of {size} each: they scatter by "
+            f"{apart / mean.norm():.1f} times the length of their mean"
+        )
 
 
 def sleepwalker(p: Patient) -> Iterator[str]:
