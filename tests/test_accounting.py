@@ -393,12 +393,19 @@ def test_what_training_costs():
     assert rate / peak_flops("T4", torch.float16) == pytest.approx(0.0288, abs=1e-4)
 
 
+def test_the_smallest_run_that_is_possible():
+    cost = training_cost(WALKTHROUGH, 1, 1, "T4", 1, torch.float16)
+    assert cost.flops == sum(palm_flops(WALKTHROUGH, 1).values())
+    assert cost.card_days == pytest.approx(cost.flops / 65e12 / 86_400)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"utilisation": 0}, "utilisation=0"),
-        ({"utilisation": 40}, "utilisation=40"),
+        ({"utilisation": 1.01}, "utilisation=1.01"),
         ({"tokens": 0}, "tokens=0"),
+        ({"T": 0}, "T=0"),
         ({"card": "T5"}, "'T5'"),
         ({"card": "T4"}, "no units for torch.bfloat16"),
     ],
@@ -526,7 +533,11 @@ def test_the_printed_prices_add_up_to_the_whole_model(tied, capsys):
     for part in table:
         so_far = [total + cost for total, cost in zip(so_far, table[part], strict=True)]
         print_costs(config, part)
-        *_, sums, share = capsys.readouterr().out.splitlines()
+        _, *rows, sums, share = capsys.readouterr().out.splitlines()
+        assert [row.rsplit(maxsplit=3)[0] for row in rows] == [*table][: len(rows)]
+        count, flops = table[part]
+        last = [f"{count:,}", f"{4 * count / 1e6:.2f}", f"{flops / 1e6:.3f}"]
+        assert rows[-1].rsplit(maxsplit=3) == [part, *last]
         megabytes = f"{4 * so_far[0] / 1e6:.2f}"
         assert sums.split() == ["so", "far", f"{so_far[0]:,}", megabytes, f"{so_far[1] / 1e6:.3f}"]
         assert share == f"{so_far[0] / whole:.2%} of the model's {whole:,} parameters"

@@ -204,6 +204,19 @@ def test_the_scale_of_float16_is_kept(tmp_path):
     assert resumed.scaler.get_scale() == 128
 
 
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_run_can_go_on_in_another_precision(tmp_path, before, after):
+    """A scale begins where there was none, and is left where none is needed."""
+    state = begin(precision=before)
+    losses(state, 1)
+    save_checkpoint(state, tmp_path / "c")
+    config = dataclasses.replace(state.config, precision=after)
+    resumed = load_checkpoint(tmp_path / "c", TOKENS, config=config)
+    assert resumed.scaler.get_scale() == begin(precision=after).scaler.get_scale()
+    losses(resumed, 1)
+    assert resumed.step == 2
+
+
 # Broken on purpose, five ways
 
 
@@ -716,7 +729,8 @@ def test_another_number_of_processes_asks_for_a_batch_size_or_an_accumulation(go
     content["world_size"] = 2
     content["sha256"] = checkpoint._digest(content)
     (two / STATE).write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ValueError, match=r"had 2 process\(es\), this one has 1.*--accumulate"):
+    reason = r"had 2 process\(es\), this one has 1.*be of 4 sequences.*--accumulate × 1 is 4"
+    with pytest.raises(ValueError, match=reason):  # of 2 × 1 in each of two
         load_checkpoint(two, TOKENS)
     before = read_state(two)["config"]
     for changes in ({"accumulate": 2}, {"batch_size": 4}):

@@ -216,6 +216,35 @@ def test_a_port_or_host_that_cannot_be_used_is_told_before_the_weights_are_loade
         demo.check_address(host, None)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the option means another thing")
+def test_a_port_that_a_server_has_just_left_is_free():
+    """The system keeps it for a minute; a page that is started anew need not wait."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()  # who closes first has the port kept
+            assert client.recv(1) == b""
+    with socket.socket() as probe, pytest.raises(OSError, match="in use"):
+        probe.bind(("127.0.0.1", port))
+    demo.check_address("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ([], "0 tokens"),
+        ([10.25], "1 token: the first after 0.25 s"),
+        ([10.25, 10.25], "2 tokens: the first after 0.25 s"),
+        ([10.5, 12.5, 14.5], "3 tokens: the first after 0.50 s, then 0.5 tokens per second"),
+    ],
+)
+def test_the_speed_is_that_of_the_tokens_after_the_first(times, said):
+    assert demo.speed(10.0, times) == said
+
+
 def test_launch_takes_the_tokenizer_beside_the_weights(tmp_path, tokenizer, monkeypatch):
     built: list[Any] = []
     monkeypatch.setattr(demo, "build", lambda *given: built.append(given))

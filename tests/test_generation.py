@@ -398,6 +398,11 @@ def test_a_score_of_minus_infinity_is_no_fault(model):
     scores = torch.full((1, 211), -INFINITY)
     scores[0, 42] = 1.0
     assert generate(model, [1], 2, decoder=lambda *_: scores)[0].tolist() == [1, 42, 42]
+    both = torch.cat([scores, torch.zeros(1, 211)])  # each row has its own largest score
+    assert generate(model, [[1], [2]], 1, decoder=lambda *_: both)[0].tolist() == [1, 42]
+    both[1] = -INFINITY
+    with pytest.raises(ValueError, match="scores are not finite"):
+        generate(model, [[1], [2]], 1, decoder=lambda *_: both)
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, "averaged", "twice"])
@@ -911,6 +916,28 @@ def test_fast_logits_are_the_plain_ones_where_no_vector_is_multiplied_in_bfloat1
         for ids in (torch.tensor([[1, 2, 3]]), torch.tensor([[4]])):
             plain, ours = next_logits(model, ids, caches[0]), fast_logits(model, ids, caches[1])
             assert torch.equal(plain, ours)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ids", "off"),
+    [
+        (torch.bfloat16, [[4]], True),
+        (torch.bfloat16, [[1, 2]], False),
+        (torch.bfloat16, [[1], [2]], False),
+        (torch.float32, [[4]], False),
+    ],
+)
+def test_onednn_is_off_for_a_single_token_in_bfloat16_alone(model, monkeypatch, dtype, ids, off):
+    """Whether it is slows or speeds, and changes no score that a test could see."""
+    seen = []
+    monkeypatch.setattr(
+        generation, "next_logits", lambda *_: seen.append(torch._C._get_mkldnn_enabled())
+    )
+    typed = SmolLM2(model.config).to(dtype)
+    cache = KVCache(model.config, batch_size=len(ids), max_length=8, dtype=dtype)
+    fast_logits(typed, torch.tensor(ids), cache)
+    assert seen == [not off]
+    assert torch._C._get_mkldnn_enabled()
 
 
 def test_a_full_cache_is_an_error_of_the_compiled_decoder_too(model, compiled):

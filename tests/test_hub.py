@@ -373,13 +373,16 @@ def test_an_index_reaches_no_other_folder(name, folder):
 
 def test_a_shape_that_cannot_be_is_named(folder):
     for field, value in (("num_hidden_layers", 10**9), ("hidden_size", 10**12),
-                         ("max_position_embeddings", 10**9), ("head_dim", 2 * 10**18),
+                         ("max_position_embeddings", 10**9),
+                         ("max_position_embeddings", 2**25 + 1),  # a byte more than a GiB
+                         ("head_dim", 2 * 10**18),
                          ("intermediate_size", 2**63), ("vocab_size", 2**70)):  # fmt: skip
         fields = config_to_hf(TINY) | {field: value}
         (folder / "config.json").write_text(json.dumps(fields))
         with pytest.raises(ValueError, match=str(folder)) as error:
             load_pretrained(folder)
         assert "\n" not in str(error.value)
+        assert not str(error.value).rstrip().endswith(":"), "the reason is there"
 
 
 def test_a_configuration_that_is_refused_names_its_file(folder):

@@ -310,6 +310,10 @@ def test_weights_that_answer_keep_their_chat_template(real_model, tokenizer, tmp
     file = export_gguf(model, tmp_path / "without.gguf")
     for place in (bare, file):
         assert load_pretrained(place, quiet=True).chat_template == model.chat_template
+    for place in (path, file):  # one template is one string: readers expect no list
+        written = gguf_format.GGUFReader(place).fields
+        assert written["tokenizer.chat_template"].contents() == model.chat_template
+        assert not any(name.startswith("tokenizer.chat_templates") for name in written)
     written = gguf_format.GGUFReader(path).fields
     assert written["tokenizer.ggml.eos_token_id"].contents() == answers_end
 

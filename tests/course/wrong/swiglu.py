@@ -17,6 +17,8 @@ WRONG = {
         (matrices([[1, 0], [-1, 0]], [[0, 1], [0, 1]], [[1, -1]]), "the product x0 · x1"),
         (matrices([[1, 0], [-1, 0]], [[0, 1], [0, -1]], [[1, 1]]), "the product x0 · x1"),
         (matrices([[1, 1], [-1, -1]], [[-1, 1], [1, -1]], [[1, 1]]), "the wrong way round"),
+        # So near to its origin SiLU(z) is z / 2, and any sum of two products can be had.
+        (matrices([[1e-7, 0], [0, 1e-7]], [[1, 0], [0, 1]], [[2e7, 2e7]]), "a sum of squares"),
         (matrices([[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[0.9, -0.9]]), "it gives"),
         (matrices([[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[0.999, -0.999]]), "it gives"),
         (matrices([[1, 1]], [[1, -1]], [[1]]), "gate has shape (1, 2)"),
