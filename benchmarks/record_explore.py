@@ -103,15 +103,14 @@ def rmsnorm(_: Real) -> dict[str, Any]:
 
 
 def memory(_: Real) -> dict[str, Any]:
-    """Shapes to choose from; of each card the peaks, and its memory where its name says it."""
+    """Shapes to choose from; of each card the peaks and the memory."""
     shapes = {
         name: asdict(SmolLM2Config.preset(name)) for name in ("135M", "360M", "1.7B", "13M", "tiny")
     }
     cards = {}
     for name, card in CARDS.items():
-        said = set(re.findall(r"(\d+) ?GB", " ".join((name, *card.device_names))))
         cards[name] = {
-            "memory": int(said.pop()) if len(said) == 1 else 16 if name == "T4" else None,
+            "memory": card.memory,
             "bfloat16": card.bf16,
             "float16": card.fp16,
             "float32": card.fp32,

@@ -364,6 +364,67 @@ def info(
     print_report(ckpt or config, title, getattr(torch, dtype), batch, length)
 
 
+def plan(
+    tokens: float,
+    preset: Literal["135M", "360M", "1.7B", "13M", "tiny"] = "135M",
+    card: str = "H100",
+    cards: int = 1,
+    batch: int | None = None,
+    length: int | None = None,
+    utilisation: float = 0.4,
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+    shard: bool = False,
+    checkpoint_activations: bool = False,
+    price: float | None = None,
+    disk: float = 1.0,
+) -> None:
+    """Say what a training run would take: memory, time, energy, money, and what does not fit.
+
+    Args:
+        tokens: seen in training, repetitions included; 2e12 is two trillion.
+        preset: a named configuration.
+        card: a card's name, as in "T4" or "A100 SXM 80GB"; of several that begin so, the first.
+        cards: how many.
+        batch: sequences on each card at a time; the largest power of two that fits where not told.
+        length: tokens in a sequence; 2,048, or what the model can take.
+        utilisation: share of the cards' peak that is reached, an assumption.
+        dtype: of the matrix products.
+        shard: split weights, gradients and moments over the cards (FSDP2).
+        checkpoint_activations: keep each block's input alone, and compute the rest again.
+        price: of one card for an hour.
+        disk: GB a second at which a checkpoint is written.
+
+    Raises:
+        ValueError: for a value that no run can have.
+    """
+    import torch
+
+    from smol_scratch import plan as plans
+
+    config, name = SmolLM2Config.preset(preset), plans.full_name(card)
+    run = {
+        "length": min(2048, config.block_size) if length is None else length,
+        "dtype": getattr(torch, dtype),
+        "shard": shard,
+        "checkpointing": checkpoint_activations,
+        "utilisation": utilisation,
+        "price": price,
+        "disk": disk,
+    }
+    found = plans.plan(config, tokens, name, cards, batch=batch or 1, **run)
+    if batch is None and found.largest_batch > 1:
+        batch = 1 << (found.largest_batch.bit_length() - 1)
+        batch = max(1, min(batch, int(tokens / (cards * run["length"]))))
+        found = plans.plan(config, tokens, name, cards, batch=batch, **run)
+    title = f"{preset}, {tokens:.4g} tokens, {batch or 1} × {run['length']} on each card"
+    plans.print_plan(found, name, cards, title)
+    for flag, option in (("--shard", "shard"), ("--checkpoint-activations", "checkpointing")):
+        helps = not run[option] and (option != "shard" or cards > 1)
+        if found.memory["peak"] > found.room and helps:
+            most = plans.plan(config, tokens, name, cards, **(run | {option: True})).largest_batch
+            print(f"with {flag}: {most:,} sequences fit a card")
+
+
 def examine(json: Path | None = None) -> None:
     """Say whether this machine computes what it should, within a minute, and what is wrong.
 
@@ -410,6 +471,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "demo": demo,
     "info": info,
+    "plan": plan,
     "assets": fetch_assets,
     "doctor": examine,
     "clinic": clinic,
@@ -425,6 +487,7 @@ EXAMPLES = {
     "export": "--gguf model.gguf --type q8_0",
     "demo": "--port 7860",
     "info": "--preset 360M --length 2048",
+    "plan": "--preset 1.7B --tokens 2e12 --card H100 --cards 256 --shard",
     "assets": "",
     "doctor": "--json report.json",
     "clinic": "open 1",

@@ -121,6 +121,7 @@ class Card(NamedTuple):
         fp32: peak of the ordinary units, TFLOP/s. Taken as the peak for training in 16 bits it
             flatters utilisation by up to thirty times.
         bandwidth: of the memory, GB/s.
+        memory: GB; of the smaller one where there are two.
         watts: board power.
         device_names: what ``torch.cuda.get_device_name`` says.
         source: the vendor's document.
@@ -130,18 +131,20 @@ class Card(NamedTuple):
     fp16: float | None
     fp32: float
     bandwidth: int
+    memory: int
     watts: int
     device_names: tuple[str, ...]
     source: str
 
 
 CARDS = {
-    "T4": Card(None, 65, 8.1, 320, 70, ("Tesla T4",), "NVIDIA T4 datasheet"),
+    "T4": Card(None, 65, 8.1, 320, 16, 70, ("Tesla T4",), "NVIDIA T4 datasheet"),
     "V100 SXM2": Card(
         None,
         125,
         15.7,
         900,
+        16,
         300,
         ("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-32GB"),
         "NVIDIA V100 datasheet",
@@ -151,19 +154,21 @@ CARDS = {
         112,
         14,
         900,
+        16,
         250,
         ("Tesla V100-PCIE-16GB", "Tesla V100-PCIE-32GB"),
         "NVIDIA V100 datasheet",
     ),
-    "A10": Card(125, 125, 31.2, 600, 150, ("NVIDIA A10",), "NVIDIA A10 datasheet"),
-    "A10G": Card(70, 70, 35, 600, 300, ("NVIDIA A10G",), "NVIDIA A10G for AWS datasheet, 2022"),
-    "L4": Card(121, 121, 30.3, 300, 72, ("NVIDIA L4",), "NVIDIA L4 datasheet"),
+    "A10": Card(125, 125, 31.2, 600, 24, 150, ("NVIDIA A10",), "NVIDIA A10 datasheet"),
+    "A10G": Card(70, 70, 35, 600, 24, 300, ("NVIDIA A10G",), "NVIDIA A10G for AWS datasheet, 2022"),
+    "L4": Card(121, 121, 30.3, 300, 24, 72, ("NVIDIA L4",), "NVIDIA L4 datasheet"),
     # GeForce cards sum in float32 at half the rate of their data-centre sisters.
     "RTX 3090": Card(
         71,
         71,
         35.6,
         936,
+        24,
         350,
         ("NVIDIA GeForce RTX 3090",),
         "NVIDIA Ampere GA102 architecture whitepaper, appendix A",
@@ -173,6 +178,7 @@ CARDS = {
         165.2,
         82.6,
         1008,
+        24,
         450,
         ("NVIDIA GeForce RTX 4090",),
         "NVIDIA Ada architecture whitepaper, appendix A",
@@ -182,28 +188,30 @@ CARDS = {
         312,
         19.5,
         1555,
+        40,
         400,
         ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
         "NVIDIA A100 datasheet",
     ),
     "A100 SXM 80GB": Card(
-        312, 312, 19.5, 2039, 400, ("NVIDIA A100-SXM4-80GB",), "NVIDIA A100 datasheet"
+        312, 312, 19.5, 2039, 80, 400, ("NVIDIA A100-SXM4-80GB",), "NVIDIA A100 datasheet"
     ),
     "A100 PCIe 80GB": Card(
-        312, 312, 19.5, 1935, 300, ("NVIDIA A100 80GB PCIe",), "NVIDIA A100 datasheet"
+        312, 312, 19.5, 1935, 80, 300, ("NVIDIA A100 80GB PCIe",), "NVIDIA A100 datasheet"
     ),
     "H100 SXM": Card(
         989.4,
         989.4,
         66.9,
         3350,
+        80,
         700,
         ("NVIDIA H100 80GB HBM3",),
         "NVIDIA H100 architecture whitepaper, table 2; H100 datasheet",
     ),
-    "H100 PCIe": Card(756, 756, 51, 2000, 350, ("NVIDIA H100 PCIe",), "NVIDIA H100 datasheet"),
-    "H200": Card(989, 989, 67, 4800, 700, ("NVIDIA H200",), "NVIDIA H200 datasheet"),
-    "B200": Card(2250, 2250, 75, 7700, 1000, ("NVIDIA B200",), "NVIDIA Blackwell datasheet"),
+    "H100 PCIe": Card(756, 756, 51, 2000, 80, 350, ("NVIDIA H100 PCIe",), "NVIDIA H100 datasheet"),
+    "H200": Card(989, 989, 67, 4800, 141, 700, ("NVIDIA H200",), "NVIDIA H200 datasheet"),
+    "B200": Card(2250, 2250, 75, 7700, 180, 1000, ("NVIDIA B200",), "NVIDIA Blackwell datasheet"),
 }
 
 

@@ -495,6 +495,7 @@ def test_the_example_at_the_end_of_a_help_works(monkeypatch, name):
     for place in (
         "speaker.Speaker", "run.run", "hub.load_pretrained", "demo.launch", "assets.fetch",
         "report.print_report", "doctor.examine_machine", "documents.store", "clinic.desk.serve",
+        "plan.plan",
     ):  # fmt: skip
         module, _, function = place.rpartition(".")
         home = importlib.import_module(f"smol_scratch.{module}")
