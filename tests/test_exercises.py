@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from smol_scratch import RMSNorm
 from smol_scratch.course import exercises
 from smol_scratch.course.exercises import rmsnorm as of_rmsnorm
+from smol_scratch.course.exercises import swiglu as of_swiglu
 from tests.course.wrong.gqa import all_at_once, without_maximum
 
 NAMES = ("start", "rmsnorm", "rope", "gqa", "swiglu", "block", "assembled", "dataset", "parameters",
@@ -123,6 +124,20 @@ def not_divided(model, x, y, sizes):
     )
 
 
+def by_share(model, x, y, sizes):
+    total = 0.0
+    for x_piece, y_piece in zip(x.split(sizes), y.split(sizes), strict=True):
+        loss = model(x_piece, y_piece)[1] * len(x_piece) / len(x)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def difference_of_squares():
+    gate, up = torch.tensor([[1.0, 1], [-1, -1]]), torch.tensor([[1.0, -1], [1, -1]])
+    return gate, up, torch.tensor([[1.0, -1]])
+
+
 def without_a_loss(model, x, y, sizes):
     for x_piece, y_piece in zip(x.split(sizes), y.split(sizes), strict=True):
         (model(x_piece, y_piece)[1] * len(x_piece) / len(x)).backward()
@@ -190,6 +205,15 @@ def below_a_share_of_the_score(logits, min_p):
         ("generation.check_mystery", {"temperature": 1.6, "top_p": 0.75, "first": "top_p"}),
         ("generation.check_one_head", attend_next),
         ("block.check_lost_plus", np.int64(7)),
+        ("swiglu.check_growth", 4),
+        ("swiglu.check_weights", difference_of_squares),
+        ("swiglu.check_split", lambda fused: (fused[1::2], fused[::2])),
+        ("swiglu.check_repair", 1.6),
+        ("swiglu.check_repair", 2.3),
+        ("training.check_first_loss", 110),
+        ("training.check_accumulate", by_share),
+        ("training.check_resume", resumed),
+        ("training.check_batch", 1.0),
     ],
 )
 def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
@@ -337,6 +361,20 @@ def test_each_patient_is_ill_as_its_chart_says_and_in_no_other_way(capsys):
         }
         [found[letter]] = [diagnosis for diagnosis, shown in signs.items() if shown]
     assert said("rmsnorm.check_diagnoses", found, capsys).startswith("correct: ")
+
+
+def test_what_the_reader_measures_is_what_the_checkers_of_swiglu_expect():
+    """The fused matrix is interleaved, up first; a stretched GELU comes near the intact model."""
+    model, ids = of_swiglu._real()
+    intact = of_swiglu.measure.losses(model, ids).mean().item()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    fused = of_swiglu.fused_weights()
+    assert of_swiglu.loss_with(fused[1::2], fused[::2]) == intact
+    assert of_swiglu.loss_with(fused[::2], fused[1::2]) > intact + 0.3
+    for scale in (1.6, 2.3):  # the checker's bounds: within a twentieth of a nat
+        assert abs(of_swiglu.loss_with_gelu(scale) - intact) < 0.05
+    assert of_swiglu.loss_with_gelu(1) > intact + 0.5
+    assert all(torch.equal(before[name], w) for name, w in model.state_dict().items())
 
 
 def test_an_error_of_the_readers_is_named(capsys):
