@@ -56,6 +56,7 @@ from smol_scratch.training import find_hardware
 
 B, T = 4, 256
 CONFIG = SmolLM2Config()
+CPU = torch.device("cpu")
 STEPS = 2  # in one turn
 NAME = "python -m benchmarks.bench_training"
 DATA = Path(__file__).parents[1] / "data" / "records"
@@ -72,7 +73,7 @@ class Variant(NamedTuple):
     grouped: bool = False
     norm: bool = False
     loss: bool = False
-    compiled: str = ""  # "blocks", "tuned blocks" or "model"
+    compiled: str = ""  # "blocks", "tuned blocks", "model" or "graphs" (of CUDA, with model)
     bf16_residual: bool = False
     bf16_weights: bool = False  # the optimizer then keeps float32 masters
     joined: bool = False  # one product for q, k, v and one for gate, up
@@ -144,11 +145,28 @@ def join(module: nn.Module, names: list[str], name: str, kind: type[nn.Module]) 
     module.__class__ = kind
 
 
-def make_step(variant: Variant) -> Callable[[], float]:
-    """Return one training step of a variant, on a batch that never changes; it gives the loss."""
+def make_step(
+    variant: Variant,
+    config: SmolLM2Config | None = None,
+    shape: tuple[int, int] | None = None,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = None,
+) -> Callable[[], float]:
+    """Return one training step of a variant, on a batch that never changes; it gives the loss.
+
+    Args:
+        variant: how.
+        config: the model; CONFIG unless told.
+        shape: sequences, and tokens in each; B and T unless told.
+        device: where.
+        dtype: of the products; None is the best that this processor has.
+    """
+    config, shape = config or CONFIG, shape or (B, T)
+    if dtype is None:
+        dtype = torch.bfloat16 if has_bf16() else torch.float32
     torch.manual_seed(0)
-    ours = SmolLM2(CONFIG)
-    idx = torch.randint(CONFIG.vocab_size, (B, T + 1))
+    ours = SmolLM2(config)
+    idx = torch.randint(config.vocab_size, (shape[0], shape[1] + 1)).to(device)
     loss_of: Callable[[], Tensor]
     model: nn.Module
     if variant.theirs:
@@ -168,34 +186,38 @@ def make_step(variant: Variant) -> Callable[[], float]:
                 module.__class__ = FastRMSNorm
             elif variant.loss and isinstance(module, SmolLM2):
                 module.__class__ = FastSmolLM2
-        if variant.bf16_residual and has_bf16():
+        if variant.bf16_residual and dtype == torch.bfloat16:
             model.model.embed_tokens.register_forward_hook(lambda *args: args[-1].bfloat16())
         if variant.joined:
             for block in model.model.layers:
                 names = ["q_proj", "k_proj", "v_proj"]
                 join(block.self_attn, names, "qkv_proj", JoinedAttention)
                 join(block.mlp, ["gate_proj", "up_proj"], "gate_up_proj", JoinedSwiGLU)
-        if variant.compiled == "blocks":
-            compile_blocks(model)
-        elif variant.compiled == "tuned blocks":
-            for block in model.model.layers:
-                block.compile(mode="max-autotune-no-cudagraphs")
-        elif variant.compiled == "model":
-            model.compile()
     del ours
+    model.to(device)
+    if variant.compiled == "blocks":
+        compile_blocks(model)
+    elif variant.compiled == "tuned blocks":
+        for block in model.model.layers:
+            block.compile(mode="max-autotune-no-cudagraphs")
+    elif variant.compiled:
+        model.compile(mode="reduce-overhead" if variant.compiled == "graphs" else None)
     model.train()
     weights = list(model.parameters())
     masters = weights
-    narrow = variant.bf16_weights and has_bf16()
+    narrow = variant.bf16_weights and dtype == torch.bfloat16
     if narrow:
         masters = [nn.Parameter(weight.detach().clone()) for weight in weights]
         for weight in weights:
             weight.data = weight.data.bfloat16()
     optimizer = torch.optim.AdamW(masters, lr=3e-4, **({"fused": True} if variant.fused else {}))
-    autocast = variant.bf16 and has_bf16() and not narrow
+    autocast = variant.bf16 and dtype != torch.float32 and not narrow
+    narrow_type = dtype if autocast else torch.bfloat16
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        if variant.compiled == "graphs":  # what the last step returned may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(device.type, narrow_type, enabled=autocast):
             loss = loss_of()
         loss.backward()
         if narrow:
@@ -220,7 +242,10 @@ def make_products() -> Callable[[], float]:
     with the heads of a group in one product, all together take half a percent less.
     """
     dtype = torch.bfloat16 if has_bf16() else torch.float32
-    operands = [(product, *factors(product, dtype)) for product in matrix_products(CONFIG, B, T)]
+    heads = B * CONFIG.n_head
+    operands = [
+        (product, *factors(product, dtype, heads)) for product in matrix_products(CONFIG, B, T)
+    ]
 
     def measure() -> float:
         total = 0.0
@@ -237,16 +262,16 @@ def make_products() -> Callable[[], float]:
     return measure
 
 
-def factors(product: MatrixProduct, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def factors(product: MatrixProduct, dtype: torch.dtype, n_heads: int) -> tuple[Tensor, Tensor]:
     """Return two random factors of a product, laid out in memory as in the step.
 
-    The heads of a batch are one batched product. A gradient for the right factor has the left one
-    transposed, one for the left factor the right one. A linear layer's right factor is its weight,
-    stored as (outputs, inputs): so there it is forward that has it transposed, and the weight's
-    gradient is computed as (outputs, tokens) @ (tokens, inputs).
+    All ``n_heads`` heads of a batch are one batched product. A gradient for the right factor has
+    the left one transposed, one for the left factor the right one. A linear layer's right factor is
+    its weight, stored as (outputs, inputs): so there it is forward that has it transposed, and the
+    weight's gradient is computed as (outputs, tokens) @ (tokens, inputs).
     """
+    heads = (n_heads,) if product.name in ("scores", "weighted values") else ()
     _, name, direction, m, k, n, _ = product
-    heads = (B * CONFIG.n_head,) if name in ("scores", "weighted values") else ()
 
     def plain(rows: int, columns: int) -> Tensor:
         return torch.randn(*heads, rows, columns).to(dtype)

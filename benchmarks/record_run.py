@@ -19,6 +19,7 @@ from smol_scratch.checkpoint import read_state
 from smol_scratch.corpus import unseen_plays
 from smol_scratch.evaluation import bits_per_byte, copied_share, evenly_spaced, mean_loss
 from smol_scratch.generation import generate
+from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.training import choose_precision, find_hardware
 
 # The first three begin as the text does somewhere; the last stands nowhere in it.
@@ -29,17 +30,20 @@ SEQUENCES = 32  # of each play, evenly spaced
 COPIED = 8  # tokens in a row
 
 
-def record(model: SmolLM2, step: int) -> dict[str, object]:
-    """Return what one model says and knows."""
-    tokenizer, cpu = load_tokenizer(), find_hardware(torch.device("cpu"))
+def record(
+    model: SmolLM2, step: int, tokenizer: SmolLM2Tokenizer | None = None
+) -> dict[str, object]:
+    """Return what one model says and knows, computed where it is."""
+    tokenizer = tokenizer or load_tokenizer()
+    device = next(model.parameters()).device
     text = tokenizer.encode(load_text())
-    dtype = choose_precision(cpu).dtype
+    dtype = choose_precision(find_hardware(device)).dtype
     autocast = None if dtype == torch.float32 else dtype
     samples = []
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
         for settings in (SAMPLING, {"temperature": 0.0}):
-            generator = torch.Generator().manual_seed(1)
+            generator = torch.Generator(device).manual_seed(1)
             [whole] = generate(model, ids, NEW_TOKENS, generator=generator, **settings)
             new = whole[len(ids) :].tolist()
             share = round(copied_share(new, text, COPIED), 4)

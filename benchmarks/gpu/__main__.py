@@ -53,9 +53,9 @@ PLANS = (
     Plan("parity", "benchmarks.gpu.parity:parity", 10, 75),
     Plan("precision", "benchmarks.gpu.environment:precision", 5, 20),
     Plan("paths", "benchmarks.gpu.paths:paths", 10, 65),
-    # Plan("speed", "benchmarks.gpu.speed:speed", 20, 160),
-    # Plan("memory", "benchmarks.gpu.memory:memory", 5, 30),
-    # Plan("run", "benchmarks.gpu.full_run:full_run", 15, 3600),
+    Plan("speed", "benchmarks.gpu.speed:speed", 20, 160),
+    Plan("memory", "benchmarks.gpu.memory:memory", 5, 30),
+    Plan("run", "benchmarks.gpu.full_run:full_run", 15, 3600),
 )
 GRACE = 5.0  # seconds between "your time is up" and the end of a process
 

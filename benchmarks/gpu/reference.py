@@ -20,7 +20,17 @@ from torch import Tensor
 
 from benchmarks.doctor_reference import RIGHT, Way, Weights, logits, rounded
 from benchmarks.gpu import parity
-from benchmarks.gpu.parity import ARITHMETICS, B, T, distances, loaded, passage, results, watched
+from benchmarks.gpu.parity import (
+    ARITHMETICS,
+    PASSAGES,
+    B,
+    T,
+    distances,
+    loaded,
+    passage,
+    results,
+    watched,
+)
 from smol_scratch import SmolLM2, SmolLM2Config, assets, load_text, probes
 from smol_scratch.model import GroupedQueryAttention, causal_mask
 
@@ -99,7 +109,7 @@ def measured(model: SmolLM2, ids: Tensor, targets: Tensor, arithmetic: str) -> l
 
 
 def right(
-    w: Weights, config: SmolLM2Config, ids: Tensor, targets: Tensor
+    w: Weights, config: SmolLM2Config, ids: Tensor, targets: Tensor, bugs: dict[str, Any]
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return the right logits, losses and gradients, and the logits of wrong programs."""
     way = Way(**{**RIGHT.__dict__, "eps": config.norm_eps, "theta": config.rope_theta,
@@ -111,7 +121,7 @@ def right(
     gradients = torch.autograd.grad(losses.mean(), [w[name] for name in names])
     with torch.no_grad():
         wrong = {bug: logits(ids, w, config, Way(**{**way.__dict__, **change}))
-                 for bug, change in WRONG.items()}  # fmt: skip
+                 for bug, change in bugs.items()}  # fmt: skip
     return [scores.detach(), losses.detach(), *gradients], wrong
 
 
@@ -130,41 +140,29 @@ def words(config: SmolLM2Config, number: int, real: bool) -> tuple[Tensor, Tenso
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
-def made(name: str) -> dict[str, Any]:
-    """Return the reference of one model."""
-    model = loaded(name, torch.device("cpu"))
-    if model is None:
-        raise assets.MissingAssetError("the weights are not here: python -m smol_scratch assets")
-    config = model.config
-    floors = {arithmetic: dict.fromkeys(("logits", "losses", "gradients"), 0.0)
-              for arithmetic in ARITHMETICS}  # fmt: skip
-    passages = []
-    for number in range(parity.PASSAGES):
-        ids, targets = words(config, number, name == "real weights")
-        w = {key: weight.detach() for key, weight in model.named_parameters()}
-        found, wrong = right(w, config, ids, targets)
-        entry = {
-            "ids": ids.tolist(),
-            "targets": targets.tolist(),
-            "values": probes.summary(found),
-            "sizes": [size(x) for x in found],
-            "wrong": {bug: probes.summary([x]) for bug, x in wrong.items()},
-        }
-        passages.append(entry)
-        for arithmetic, floor in floors.items():
-            apart = distances(measured(model, ids, targets, arithmetic), entry)
-            for part, value in apart.items():
-                floor[part] = max(floor[part], value)
-        print(name, number, floors, flush=True)
-    return {"floors": floors, "passages": passages}
+def made(name: str, model: SmolLM2, number: int) -> dict[str, Any]:
+    """Return the reference of a model and a passage."""
+    ids, targets = words(model.config, number, name == "real weights")
+    w = {key: weight.detach() for key, weight in model.named_parameters()}
+    found, wrong = right(w, model.config, ids, targets, WRONG if number == 0 else {})
+    entry = {
+        "ids": ids.tolist(),
+        "targets": targets.tolist(),
+        "values": probes.summary(found),
+        "sizes": [size(x) for x in found],
+        "wrong": {bug: probes.summary([x]) for bug, x in wrong.items()},
+    }
+    entry["floors"] = {arithmetic: distances(measured(model, ids, targets, arithmetic), entry)
+                       for arithmetic in ARITHMETICS}  # fmt: skip
+    return entry
 
 
 def gentlest(known: dict[str, Any], arithmetic: str) -> float:
     """Return how many times what is allowed the gentlest wrong program stands away."""
-    room = parity.allowed(arithmetic, known["floors"][arithmetic]["logits"])
+    room = parity.allowed(arithmetic, parity.floors_of(known, arithmetic)["logits"])
     return min(
         probes.distance(wrong, entry["values"][:1], entry["sizes"][:1]) / room
-        for entry in known["passages"]
+        for entry in known["passages"].values()
         for wrong in entry["wrong"].values()
     )
 
@@ -173,17 +171,25 @@ def main() -> None:
     """Write the file, and print how far wrong programs stand away."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--passages", nargs="+", type=int, choices=range(PASSAGES),
+                        default=range(PASSAGES), help="only these; the others stay")  # fmt: skip
     chosen = parser.parse_args()
     models = parity.reference()["models"] if parity.REFERENCE.exists() else {}
     for name in chosen.models:
-        models[name] = made(name)
-        content = {
-            "command": "python -m benchmarks.gpu.reference",
-            "torch": torch.__version__,
-            "models": {name: models[name] for name in MODELS if name in models},
-        }
-        text = json.dumps(content, indent=None, separators=(",", ":"))
-        assets.write_atomically(parity.REFERENCE, (text + "\n").encode())
+        model = loaded(name, torch.device("cpu"))
+        if model is None:
+            raise assets.MissingAssetError(f"{name}: not here, run python -m smol_scratch assets")
+        for number in chosen.passages:
+            passages = models.setdefault(name, {"passages": {}})["passages"]
+            passages[str(number)] = made(name, model, number)
+            print(name, number, passages[str(number)]["floors"], flush=True)
+            content = {
+                "command": "python -m benchmarks.gpu.reference",
+                "torch": torch.__version__,
+                "models": {name: models[name] for name in MODELS if name in models},
+            }
+            text = json.dumps(content, separators=(",", ":"))
+            assets.write_atomically(parity.REFERENCE, (text + "\n").encode())
     for name, known in models.items():
         for arithmetic in ARITHMETICS:
             print(f"{name:14}{arithmetic}: the gentlest wrong program stands at "
