@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 # quiet one spinning is quicker, so `make bench` does not ask for this.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help notebooks test check slow portable book lab refresh address bugs fuzz report bench lint format clean
+.PHONY: help notebooks test check slow portable book lab refresh address bugs fuzz report bench gpu lint format clean
 
 help:
 	@echo "make notebooks  set up, execute every notebook into build/notebooks, print a table"
@@ -24,6 +24,7 @@ help:
 	@echo "make bugs       plant every known bug and print which check catches it"
 	@echo "make report     print the measured differences to transformers"
 	@echo "make bench      measure training and generation against transformers (minutes)"
+	@echo "make gpu        measure on a graphics card what only a card can show (under ten minutes)"
 	@echo "make lint       ruff, mypy, codespell;  make format: let ruff mend what it can"
 
 notebooks: $(READY)
@@ -66,6 +67,10 @@ fuzz: $(READY)
 bench: $(READY)
 	env -u OMP_WAIT_POLICY $(PY) -m benchmarks.bench_training
 	env -u OMP_WAIT_POLICY $(PY) -m benchmarks.bench_generation
+
+# Installs nothing: a machine with a card often has its own PyTorch, and no network.
+gpu:
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m benchmarks.gpu $(GPU)
 
 lint: $(READY)
 	$(PY) -m ruff check .
