@@ -37,7 +37,8 @@ PARTS = [
     (7, "What goes in, what it costs", "The text that it learns from, the memory that it needs, "
         "and every product that it computes."),
     (10, "Train, write, share", "Train it, let it write, and hand it on without breaking it."),
-    (13, "Look deeper", "What training wrote into the numbers, and how to find out."),
+    (13, "Look deeper", "What training wrote into the numbers, what more of everything would "
+        "change, and how to find a fault."),
 ]  # fmt: skip
 PAGES = ["glossary", "interface", "api", "proofs", "training", "clinic"]
 # Folders of pages that Sphinx does not make.
