@@ -6,6 +6,7 @@ Each intervention is a context manager that puts a hook into the model and takes
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -157,7 +158,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def rise(after: Sequence[float], before: Sequence[float]) -> str:
     """Return how much the loss rose, as mean ± standard error over the same sequences."""
     mean, error = mean_and_error([a - b for a, b in zip(after, before, strict=True)])
-    return f"{mean:+.2f} ± {error:.2f}"
+    return f"{round(mean, 2) + 0.0:+.2f} ± {error:.2f}"  # + 0.0: no zero with a minus
 
 
 @contextmanager
@@ -199,20 +200,51 @@ def _attending(
     return replaced([_blocks(model)[layer].self_attn for layer in layers], "attend", attend)
 
 
-def hidden_first_token(model: SmolLM2, layers: Sequence[int]) -> Intervention:
-    """Let no later token attend to the first one.
+PROJECTIONS = {"keys": "k_proj", "values": "v_proj"}
+
+
+def first_token_of(
+    model: SmolLM2, stream: Tensor, layers: Sequence[int], parts: Sequence[str]
+) -> Intervention:
+    """Give the first token the keys or values that it has in a recorded stream.
 
     Args:
         model: from ``load_pretrained``.
+        stream: from ``streams``, (blocks + 1, B, T, C).
         layers: in which blocks.
+        parts: "keys", "values", both or none of them.
     """
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-        hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
-        hidden[1:, 0] = True
-        return _weighted(q, k, v, hidden)[0]
+    def put(layer: int, part: str) -> Intervention:
+        block = _blocks(model)[layer]
+        projection = getattr(block.self_attn, PROJECTIONS[part])
+        with torch.no_grad():
+            own = projection(block.input_layernorm(stream[layer, :, 0]))  # (B, G * D)
 
-    return _attending(model, layers, attend)
+        def change(found: Tensor) -> Tensor:
+            return torch.cat((own[:, None], found[:, 1:]), dim=1)  # (B, T, G * D)
+
+        return changed_output(projection, change)
+
+    return together(*(put(layer, part) for layer in layers for part in parts))
+
+
+@torch.no_grad()
+def value_lengths(model: SmolLM2, stream: Tensor, layers: Sequence[int]) -> tuple[float, float]:
+    """Return the mean length of the first token's values, and of all later tokens' values.
+
+    Args:
+        model: from ``load_pretrained``.
+        stream: from ``streams``, (blocks + 1, B, T, C).
+        layers: in which blocks.
+    """
+    found = []
+    for layer in layers:
+        block = _blocks(model)[layer]
+        values = block.self_attn.v_proj(block.input_layernorm(stream[layer]))  # (B, T, G * D)
+        found.append(values.norm(dim=-1))
+    lengths = torch.stack(found)  # (layers, B, T)
+    return float(lengths[..., 0].mean()), float(lengths[..., 1:].mean())
 
 
 CAPITALS = {
@@ -314,32 +346,36 @@ def patched_heads(
     return found
 
 
-def other_heads(heads: Sequence[tuple[int, int]], n_head: int = 9) -> list[tuple[int, int]]:
-    """Return as many other heads of the same blocks, as a control.
+def other_heads(
+    heads: Sequence[tuple[int, int]], seed: int, n_head: int = 9
+) -> list[tuple[int, int]]:
+    """Return as many other heads of the same blocks, chosen at random, as a control.
 
     Args:
         heads: (block, query head) of each.
+        seed: of the choice.
         n_head: query heads in a block.
     """
-    taken, others = set(heads), []
+    draw, taken, others = random.Random(seed), set(heads), []
     for layer, _ in heads:
-        free = next(head for head in range(n_head) if (layer, head) not in taken)
-        taken.add((layer, free))
-        others.append((layer, free))
+        free = [head for head in range(n_head) if (layer, head) not in taken]
+        others.append((layer, draw.choice(free)))
+        taken.add(others[-1])
     return others
 
 
-def valueless_first_token(model: SmolLM2, layers: Sequence[int]) -> Intervention:
-    """Set the values of the first token to zero: heads may look at it and read nothing.
+def without_values(model: SmolLM2, layers: Sequence[int], place: int) -> Intervention:
+    """Set the values of one token to zero: heads may look at it and read nothing.
 
     Args:
         model: from ``load_pretrained``.
         layers: in which blocks.
+        place: position of the token.
     """
 
     def zero(values: Tensor) -> Tensor:
         values = values.clone()  # (B, T, G * D)
-        values[:, 0] = 0
+        values[:, place] = 0
         return values
 
     return together(

@@ -43,7 +43,8 @@ def test_streams_begin_with_the_embedding_and_end_before_the_norm(model, ids):
         lambda m: inside.silenced_channels(m, 1, [3]),
         lambda m: inside.silenced_heads(m, [(0, 1), (2, 5)]),
         lambda m: inside.silenced_branch(m, 1, "self_attn"),
-        lambda m: inside.hidden_first_token(m, [1, 2]),
+        lambda m: inside.without_values(m, [1, 2], 0),
+        lambda m: inside.first_token_of(m, torch.zeros(4, 2, 9, 48), [1, 2], ["keys"]),
         lambda m: inside.changed_output(m.model.layers[0], torch.zeros_like),
     ],
 )
@@ -83,13 +84,45 @@ def test_maps_are_what_attention_used(model, ids):
     torch.testing.assert_close(gathered, again)
 
 
-def test_a_hidden_first_token_reaches_nobody(model, ids):
+def test_a_token_reaches_the_others_by_its_keys_and_values_and_by_nothing_else(model, ids):
     other = ids.clone()
     other[:, 0] = (other[:, 0] + 1) % 64
-    with inside.hidden_first_token(model, range(3)):
-        a, b = model(ids)[0], model(other)[0]
-    torch.testing.assert_close(a[:, 1:], b[:, 1:])
-    assert not torch.allclose(a[:, 0], b[:, 0])
+    own, plain = inside.streams(model, ids), model(ids)[0]
+
+    def given(*parts):
+        with inside.first_token_of(model, own, range(3), parts):
+            return model(other)[0]
+
+    torch.testing.assert_close(given("keys", "values")[:, 1:], plain[:, 1:])
+    for parts in ((), ("keys",), ("values",)):
+        assert not torch.allclose(given(*parts)[:, 1:], plain[:, 1:], atol=1e-4), parts
+    assert torch.equal(given(), model(other)[0])
+
+
+def test_a_token_without_values_is_looked_at_and_read_as_nothing(model, ids):
+    attention = model.model.layers[0].self_attn
+    maps = inside.attention_maps(model, ids)
+    gathered = inside.inputs_of(model, attention.o_proj, ids)  # (2, 9, 48)
+    with inside.without_values(model, [0], 3):
+        torch.testing.assert_close(inside.attention_maps(model, ids)[0], maps[0])
+        found = inside.inputs_of(model, attention.o_proj, ids)
+    read = model.model.layers[0].input_layernorm(model.model.embed_tokens(ids))
+    v = attention.v_proj(read)[:, 3].view(2, 2, 8).repeat_interleave(3, dim=1)  # (2, 6, 8)
+    missing = (maps[0][:, :, :, 3, None] * v[:, :, None]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, gathered - missing)
+
+
+def test_lengths_of_values_are_means_over_blocks(model, ids):
+    own = inside.streams(model, ids)
+    first, later = inside.value_lengths(model, own, [0, 2])
+    lengths = []
+    for layer in (0, 2):
+        block = model.model.layers[layer]
+        v = (block.input_layernorm(own[layer]) @ block.self_attn.v_proj.weight.T).square()
+        lengths.append(v.sum(-1).sqrt())
+    both = (lengths[0] + lengths[1]) / 2  # (2, 9)
+    assert first == pytest.approx(float(both[:, 0].mean()))
+    assert later == pytest.approx(float(both[:, 1:].mean()))
 
 
 def test_exchanging_everything_that_differs_changes_the_answer_wholly(model):
@@ -135,10 +168,15 @@ def test_an_exchanged_head_adds_the_other_prompts_part_in_place_of_its_own(model
 
 def test_a_control_has_other_heads_of_the_same_blocks():
     heads = [(3, 0), (3, 1), (7, 8)]
-    others = inside.other_heads(heads)
-    assert [layer for layer, _ in others] == [3, 3, 7]
-    assert len({*heads, *others}) == 6
+    for seed in range(20):
+        others = inside.other_heads(heads, seed)
+        assert [layer for layer, _ in others] == [3, 3, 7]
+        assert len({*heads, *others}) == 6
+        assert all(0 <= head < 9 for _, head in others)
+        assert others == inside.other_heads(heads, seed)
+    assert len({tuple(inside.other_heads(heads, seed)) for seed in range(20)}) > 5
 
 
 def test_a_rise_is_a_mean_of_pairs():
     assert inside.rise([1.5, 2.5], [1.0, 1.0]) == "+1.00 ± 0.50"
+    assert inside.rise([1.0, 0.999], [1.0, 1.0]) == "+0.00 ± 0.00", "a zero has no sign"

@@ -68,6 +68,38 @@ def check_group(answer: Callable[[Tensor, Tensor, int], Tensor]) -> str:
     return "and whoever exchanges them changes what three query heads read, not one"
 
 
+def _taken(block: int) -> Tensor:
+    """Return what each hidden channel of a block's MLP adds to the giant number, (hidden,)."""
+    model, ids = load_pretrained(quiet=True), load_tokenizer().encode(_TEXT)
+    down: Any = model.model.layers[block].mlp.down_proj
+    hidden = inside.inputs_of(model, down, torch.tensor([ids]))[0, 0]
+    return (hidden * down.weight[507]).detach()
+
+
+@exercise
+def check_eraser(answer: tuple[int, int]) -> str:
+    """Expect (block, hidden channel) of what takes away most of the giant."""
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise Hint(f"{answer!r} is no pair; answer with two numbers, (block, channel)")
+    block, channel = (int(number) for number in answer)
+    if not (0 <= block < 30 and 0 <= channel < 1536):
+        raise Hint(f"{(block, channel)}: blocks go from 0 to 29, hidden channels from 0 to 1535")
+    if block == 11:
+        raise Hint("block 11 writes the giant; look for what takes it away")
+    shares = _taken(block)
+    share, least = float(shares[channel]), int(shares.argmin())
+    if block == 28 and channel != least:
+        raise Hint(f"the right block, but this channel adds {share:,.0f}; another takes far more")
+    if block == 29:
+        raise Hint(
+            "that block takes what is left. The figure counts blocks passed: the fall from 28 to "
+            "29 is the work of block 28"
+        )
+    if (block, channel) != (28, least):
+        raise Hint(f"it adds {share:,.0f}. After how many blocks does the curve begin to fall?")
+    return f"it adds {share:,.0f}, more than half of the giant with the opposite sign"
+
+
 @exercise
 def check_amplified(answer: float) -> str:
     """Expect how many times larger the other numbers are after the norm, without the giant."""

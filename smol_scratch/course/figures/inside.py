@@ -24,7 +24,7 @@ def giant(first: Sequence[float], others: Sequence[float]) -> Figure:
     ax.plot(x, first, color=COLOURS["wrong"], marker="o", markersize=4)
     ax.plot(x, others, color=COLOURS["right"], marker="s", markersize=3.5, linestyle="--")
     ax.text(15, 9_000, "the first token", color=COLOURS["wrong"], weight="bold", va="top")
-    ax.text(15, 12, "any later token", color=COLOURS["right"], weight="bold",
+    ax.text(15, 45, "any later token", color=COLOURS["right"], weight="bold",
             va="top")  # fmt: skip
     ax.set(yscale="log", xlabel="blocks passed", ylabel="largest number (absolute)",
            title="One token carries a giant", ylim=(0.2, 8e4))  # fmt: skip
@@ -60,12 +60,13 @@ def contributions(names: Sequence[str], values: Sequence[float]) -> Figure:
     )
 
 
-def sink(curves: Mapping[str, Sequence[float]], switch: int) -> Figure:
+def sink(curves: Mapping[str, Sequence[float]], switch: int, even: float) -> Figure:
     """Draw the share of attention on the first token, block by block.
 
     Args:
         curves: label to share, one for each block.
         switch: number of the block whose MLP writes the giant.
+        even: the share if each token got the same.
     """
     figure, ax = new_figure(figsize=(7.2, 3.0))
     looks = (("wrong", "-", "o", 0.9), ("right", "--", "s", 0.31))
@@ -80,6 +81,8 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int) -> Figure:
             weight="bold",
             va="bottom" if height < 0.1 else "center",
         )
+    ax.axhline(even, color=COLOURS["residual"], linewidth=1)
+    ax.text(5.5, even + 0.02, "an even share", ha="center", va="bottom", fontsize=10)
     ax.axvline(switch + 0.5, color=COLOURS["residual"], linestyle=":", linewidth=1.2)
     ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
     ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0),
@@ -88,7 +91,8 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int) -> Figure:
         figure,
         "Share of attention that lies on the first token, for each block, with the giant and "
         "without it. Up to the block that writes it both are the same. After it, the share is "
-        "around one half or more with the giant, and far smaller without it.",
+        "around one half or more with the giant, and far smaller without it. A line marks an even "
+        "share.",
     )
 
 
@@ -114,7 +118,8 @@ def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[
     ax.set_xticks(range(len(columns)), columns)
     ax.xaxis.set_ticks_position("top")
     ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6), ylabel="blocks passed",
-           title="What the model would say if it ended there (blue: its final answer)")  # fmt: skip
+           )  # fmt: skip
+    ax.set_title("What the model would say if it ended there (blue: its final answer)", pad=14)
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)

@@ -35,6 +35,14 @@ WRONG = {
         (query_heads, "all three groups"),
         (lambda mine, theirs, group: torch.zeros(3), "the shape of the values"),
     ],
+    "check_eraser": [
+        ((11, 1229), "writes the giant"),
+        ((29, 1165), "takes what is left"),
+        ((28, 1095), "the right block"),
+        ((27, 903), "begin to fall"),
+        ((28, 1600), "from 0 to 1535"),
+        (678, "is no pair"),
+    ],
     "check_amplified": [
         (1.0, "with the giant and without"),
         (23_700, "that is the giant itself"),
