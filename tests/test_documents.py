@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,32 @@ def test_a_name_on_the_hub_needs_a_commit(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["shards", "--output", str(tmp_path / "out"), "--dataset", name])
         assert "a revision must be pinned" in capsys.readouterr().err
+
+
+def test_a_data_set_is_streamed_at_its_commit(tmp_path, monkeypatch):
+    """Not downloaded whole, and what stands behind the name now is what is read tomorrow."""
+    asked = []
+
+    def load_dataset(name, **how):
+        asked.append((name, how))
+        return [{"words": "One."}, {"words": "Two."}]
+
+    monkeypatch.setattr(
+        documents, "library", lambda name: SimpleNamespace(load_dataset=load_dataset)
+    )
+    commit, report = "0123456789" * 4, Report()
+    for name in (f"owner/set@{commit}", str(tmp_path)):
+        parts = list(documents.read_dataset(name, "test", "words", report))
+        assert [(part.where, part.piece.text) for part in parts] == [
+            (f"{name} row 0", "One."),
+            (f"{name} row 1", "Two."),
+        ]
+    assert report.files == 2
+    same = {"split": "test", "streaming": True}
+    assert asked == [
+        ("owner/set", same | {"revision": commit}),
+        (str(tmp_path), same | {"revision": None}),
+    ]
 
 
 def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path, capsys):

@@ -18,7 +18,9 @@ from smol_scratch.fast import attention_by_size
 from smol_scratch.model import GroupedQueryAttention, SmolLM2, explicit_attention
 from smol_scratch.packing import (
     Documents,
+    Joined,
     Mixture,
+    Source,
     attending_within,
     held_out_by_hash,
     same_document,
@@ -189,6 +191,38 @@ def test_ranks_share_the_batch_that_one_process_would_take(stored, other, order)
         whole, parts = one.next_batch(), [each.next_batch() for each in ranks]
         for i in range(2):
             assert torch.equal(whole[i], torch.cat([part[i] for part in parts]))
+
+
+@pytest.mark.parametrize(
+    ("order", "letters"), [("block", "[kJ"), ("document", "XfI"), ("stored", "AAA")]
+)
+def test_each_pass_has_its_own_order_the_same_on_every_machine(stored, order, letters):
+    """The first letter that three passes begin with; a resumed run must find the same."""
+    source = Source(Documents(stored, np.arange(60)), 8, order, seed=3)
+    found = [int(source.read(n * source.sequences)[0][0]) for n in range(3)]
+    assert "".join(chr(64 + letter) for letter in found) == letters
+
+
+def test_an_order_unless_told_is_that_of_documents_and_of_seed_0(stored):
+    told = mixture(stored, order="document", seed=0)[0]
+    for unless_told in (mixture(stored)[0], Mixture(told.parts, told.weights)):
+        one, other = (each.loader(2, 8).next_batch()[0] for each in (unless_told, told))
+        assert torch.equal(one, other)
+    another = mixture(stored, seed=1)[0].loader(2, 8).next_batch()[0]
+    assert not torch.equal(another, one)
+
+
+def test_nothing_joined_is_empty_and_parts_are_read_across_their_ends(stored, other):
+    assert len(Joined([])) == 0
+    assert Joined([])[:].tolist() == []
+    parts = [Documents(stored, np.arange(3)), Documents(other, np.arange(0)),
+             Documents(other, np.arange(4, 7)), Documents(stored, np.arange(3))]  # fmt: skip
+    flat = [token for part in parts for token in part[:].tolist()]
+    joined = Joined(parts)
+    assert len(joined) == len(flat)
+    for start in range(len(flat)):
+        for stop in (start, start + 1, start + 9, len(flat)):
+            assert joined[start:stop].tolist() == flat[start:stop]
 
 
 def test_folders_are_mixed_by_their_weights(stored, other):
