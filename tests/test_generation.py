@@ -439,7 +439,13 @@ def test_entries_without_a_token_are_never_drawn(model):
         expected = generate(model, PROMPTS, 20, **options, generator=seeded(5))
         assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
         steps = list(stream(padded, PROMPTS[0], 20, **options, vocab_size=211, generator=seeded(5)))
-        assert steps == list(stream(model, PROMPTS[0], 20, **options, generator=seeded(5)))
+        right = list(stream(model, PROMPTS[0], 20, **options, generator=seeded(5)))
+        for one, other in zip(steps, right, strict=True):
+            assert (one.token, one.runner_up, one.ended) == (
+                other.token, other.runner_up, other.ended,
+            )  # fmt: skip
+            # A product of 256 columns may be summed in another order than one of 211.
+            assert one[1::2] == pytest.approx(other[1::2], rel=1e-5)
     free = generate(padded, PROMPTS, 20, temperature=0)
     assert max(int(row.max()) for row in free) >= 211, "or the test shows nothing"
 
