@@ -315,7 +315,7 @@ def test_random_numbers_can_be_put_back(tmp_path):
 # Parity
 
 
-@pytest.mark.parametrize("arithmetic", parity.ARITHMETICS)
+@pytest.mark.parametrize("arithmetic", parity.KINDS)
 def test_the_reference_can_tell_wrong_programs_from_rounding(arithmetic):
     """In each arithmetic the gentlest wrong program stands at twice what is allowed, or more."""
     known = parity.reference()["models"]

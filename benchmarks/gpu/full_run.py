@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from benchmarks.gpu.stage import Stage
 from benchmarks.record_run import record
@@ -108,7 +109,7 @@ def _full_run(stage: Stage) -> None:
     # batches) and what the model says at the end.
     batches = options.eval_sequences / config.batch_size
     each = seconds * (1 + batches / 3 / options.eval_interval)
-    aside = 3 * PROOF * seconds + (40 if card else 12)
+    aside = 3 * PROOF * seconds + (55 if card else 12)
     fit = int((stage.left() - aside) / each)
     steps = max(2, min(stage.steps, fit))
     if steps < stage.steps:

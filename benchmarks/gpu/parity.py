@@ -26,7 +26,7 @@ from smol_scratch import SmolLM2, SmolLM2Config, assets, probes
 REFERENCE = Path(__file__).with_name("reference.json")
 
 # Name of an arithmetic: type under autocast (None: none), and what float32 products may do.
-ARITHMETICS: dict[str, tuple[torch.dtype | None, str]] = {
+KINDS: dict[str, tuple[torch.dtype | None, str]] = {
     "fp32": (None, "highest"),
     "tf32": (None, "high"),
     "bf16": (torch.bfloat16, "highest"),
@@ -60,10 +60,15 @@ def passage(number: int, vocab_size: int) -> tuple[Tensor, Tensor]:
 
 
 def watched(names: list[str]) -> list[str]:
-    """Return the parameters whose gradients are compared: all but those of the middle layers."""
+    """Return the parameters whose gradients are compared: the ends' of the stack, and its norm.
+
+    What reaches the first block has come through all others. The embedding is left out for its
+    size; the probes have a small one.
+    """
     layers = sorted({int(name.split(".")[2]) for name in names if ".layers." in name})
     ends = {str(layers[0]), str(layers[-1])}
-    return [name for name in names if ".layers." not in name or name.split(".")[2] in ends]
+    return [name for name in names if name == "model.norm.weight"
+            or (".layers." in name and name.split(".")[2] in ends)]  # fmt: skip
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -73,7 +78,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 def results(model: SmolLM2, ids: Tensor, targets: Tensor, arithmetic: str) -> list[Tensor]:
     """Return logits, each token's loss and the watched gradients, computed in an arithmetic."""
-    dtype, products = ARITHMETICS[arithmetic]
+    dtype, products = KINDS[arithmetic]
     device = next(model.parameters()).device
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(products)
@@ -169,7 +174,7 @@ def parity(stage: Stage) -> None:
         if kept.model is None:
             stage.note("real weights: not here, so only seeded ones were compared")
             continue
-        for arithmetic in ARITHMETICS:
+        for arithmetic in KINDS:
             stage.part(
                 f"{name}, {arithmetic}",
                 functools.partial(judged, kept.model, known["models"][name], arithmetic),

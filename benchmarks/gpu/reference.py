@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.doctor_reference import RIGHT, Way, Weights, logits, rounded
 from benchmarks.gpu import parity
 from benchmarks.gpu.parity import (
-    ARITHMETICS,
+    KINDS,
     PASSAGES,
     B,
     T,
@@ -98,7 +98,7 @@ def measured(model: SmolLM2, ids: Tensor, targets: Tensor, arithmetic: str) -> l
     if arithmetic == "fp32":
         return results(model, ids, targets, "fp32")
     if arithmetic != "tf32":
-        with Imitated(ARITHMETICS[arithmetic][0]):
+        with Imitated(KINDS[arithmetic][0]):
             return results(model, ids, targets, arithmetic)
     model = copy.deepcopy(model)
     for module in model.modules():
@@ -153,7 +153,7 @@ def made(name: str, model: SmolLM2, number: int) -> dict[str, Any]:
         "wrong": {bug: probes.summary([x]) for bug, x in wrong.items()},
     }
     entry["floors"] = {arithmetic: distances(measured(model, ids, targets, arithmetic), entry)
-                       for arithmetic in ARITHMETICS}  # fmt: skip
+                       for arithmetic in KINDS}  # fmt: skip
     return entry
 
 
@@ -191,7 +191,7 @@ def main() -> None:
             text = json.dumps(content, separators=(",", ":"))
             assets.write_atomically(parity.REFERENCE, (text + "\n").encode())
     for name, known in models.items():
-        for arithmetic in ARITHMETICS:
+        for arithmetic in KINDS:
             print(f"{name:14}{arithmetic}: the gentlest wrong program stands at "
                   f"{gentlest(known, arithmetic):.1f} times what is allowed")  # fmt: skip
 

@@ -31,6 +31,7 @@ from smol_scratch.accounting import (
     matrix_products,
     parameters,
     total_parameters,
+    training_memory,
 )
 from smol_scratch.fast_decode import CompiledDecoder
 from smol_scratch.generation import generate
@@ -130,7 +131,16 @@ def train(stage: Stage, config: SmolLM2Config, dtype: torch.dtype) -> None:
     """Measure the training variants; they take turns."""
     steps: dict[str, Callable[[], float]] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for variant in TRAINING:
+    variants = TRAINING
+    if stage.device.type == "cuda":
+        # All are there at once: weights, gradients and moments of each, activations of one.
+        needed = len(variants) * 16 * total_parameters(config) + training_memory(
+            config, B, T, dtype)["peak"]  # fmt: skip
+        free_bytes, _ = torch.cuda.mem_get_info(stage.device)
+        if 1.5 * needed > free_bytes:
+            variants = [one for one in TRAINING if one.compiled in ("", "blocks")][:4]
+            stage.note(f"{free_bytes / 1e9:.0f} GB are free, so {len(variants)} ways of a step")
+    for variant in variants:
         needs = 20 if variant.compiled else 4
 
         def first(variant: Variant = variant) -> dict[str, Any]:
@@ -140,14 +150,17 @@ def train(stage: Stage, config: SmolLM2Config, dtype: torch.dtype) -> None:
             stage.wait()
             cold = time.perf_counter() - begin
             losses += [step() for _ in range(3)]  # a graph is recorded at the second or third
+            # A first measurement, for the case that there is no time for turns.
+            once = timed(step, stage, 3)
             steps[variant.name] = step
-            return {"first_step_s": cold, "losses": losses}
+            return {"first_step_s": cold, "losses": losses, "s_per_step": once,
+                    "tokens_per_s": B * T / once, "turns": 0}  # fmt: skip
 
         if found := stage.part(f"step, {variant.name}", first, needs):
             rows[variant.name] = found
     if not steps:
         return
-    trial = {name: timed(step, stage, 1) for name, step in steps.items()}
+    trial = {name: rows[name]["s_per_step"] for name in steps}
     # As many steps in a turn as take a quarter of a second, as many turns as there is time for.
     count = {name: max(1, min(20, round(0.25 / seconds))) for name, seconds in trial.items()}
     turn = sum(trial[name] * count[name] for name in steps)
@@ -155,12 +168,18 @@ def train(stage: Stage, config: SmolLM2Config, dtype: torch.dtype) -> None:
     found: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(turns):
         order = list(steps) if i % 2 == 0 else list(reversed(steps))
+        if found[order[0]] and stage.left() < 1.5 * turn:
+            break
         for name in order:
             found[name].append(timed(steps[name], stage, count[name]))
     limited = stage.result.get("step, limit", {}).get("s")
     for name, seconds in found.items():
         middle = median(seconds)
-        row = rows[name] | {"s_per_step": middle, "tokens_per_s": B * T / middle, "turns": turns}
+        row = rows[name] | {
+            "s_per_step": middle,
+            "tokens_per_s": B * T / middle,
+            "turns": len(seconds),
+        }
         row |= {"least_s": min(seconds), "most_s": max(seconds)}
         if limited:
             row["of_limit"] = limited / middle
@@ -217,6 +236,7 @@ def decode(stage: Stage, config: SmolLM2Config, chosen: torch.dtype, reading: fl
                 make: Callable[[], Writer] = make,
                 writers: dict[str, Writer] = writers,
                 texts: dict[str, list[int]] = texts,
+                most: float = most,
             ) -> dict[str, Any]:
                 begin = time.perf_counter()
                 write = make()
@@ -224,16 +244,19 @@ def decode(stage: Stage, config: SmolLM2Config, chosen: torch.dtype, reading: fl
                 stage.wait()
                 cold = time.perf_counter() - begin
                 texts[name] = write(tokens)
+                once = rate(write, tokens, stage)  # for the case that there is no time for turns
                 writers[name] = write
-                return {"cold_s": cold}
+                return {"cold_s": cold, "tokens_per_s": once, "of_limit": once / most}
 
             stage.part(label, first, needs=15 if "compiled" in name or "graph" in name else 3)
         rates: dict[str, list[float]] = {name: [] for name in writers}
         for _ in range(3):
             for name, write in writers.items():
-                if stage.left() > 2 or not rates[name]:
+                if stage.left() > 3:
                     rates[name].append(rate(write, tokens, stage))
         for name, measured in rates.items():
+            if not measured:
+                continue
             middle = median(measured)
             row = stage.result[f"token, {kind}, {name}"] | {
                 "tokens_per_s": middle,
@@ -241,7 +264,7 @@ def decode(stage: Stage, config: SmolLM2Config, chosen: torch.dtype, reading: fl
                 # Sums in another order choose another token where two are all but equal.
                 "tokens_as_eager": same(texts[name], texts.get("ours", [])),
             }
-            if "transformers" in rates:
+            if rates.get("transformers"):
                 row["times_transformers"] = middle / median(rates["transformers"])
             stage.keep(**{f"token, {kind}, {name}": row})
         writers.clear()
