@@ -1,8 +1,8 @@
 """Record the clinic: what each case looks like, and which instrument sees it, at what cost.
 
 ``python -m benchmarks.record_clinic`` writes the symptoms to ``smol_scratch/clinic/symptoms.json``,
-and ``docs/clinic.md`` from the cases; ``--page`` writes the page
-alone. ``--table data/records/clinic.csv`` uses every instrument on every case: half an hour of one
+and ``docs/clinic.md`` from the cases and ``data/records/clinic.csv``; ``--page`` writes the page
+alone. ``--table data/records/clinic.csv`` uses every instrument on every case: some minutes of one
 core, which may be stopped, and goes on where it was when the command is given again.
 """
 
@@ -58,12 +58,33 @@ def fingerprint(texts: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps([texts, tools], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def examined(one: clinic.Case | None) -> dict[str, Any]:
-    """Use every instrument on a case, or on a healthy copy: who sees a fault, and the seconds."""
-    seen, seconds, operations = [], [], []
+def loads() -> dict[str, set[str]]:
+    """Return which files of a copy each instrument loads: it cannot see a fault in another."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = admit(Path(folder) / "copy")
+        found = {}
+        for tool, use in INSTRUMENTS.items():
+            copy = Patient(place)
+            use(copy)
+            found[tool] = {f"{name.rpartition('.')[2]}.py" for name in copy._modules}
+    return found
+
+
+def examined(one: clinic.Case | None, loaded: dict[str, set[str]]) -> dict[str, Any]:
+    """Use the instruments on a case, or on a healthy copy: who sees a fault, and the seconds.
+
+    One that loads no file of the fault reads what it reads of a healthy copy, and is left out.
+    """
+    seen: list[int] = []
+    seconds: list[float | None] = []
+    operations = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Patient(admit(Path(folder) / "copy", one.faults if one else ()))
-        for use in INSTRUMENTS.values():
+        for tool, use in INSTRUMENTS.items():
+            if one and not loaded[tool] & {file for file, _, _ in one.faults}:
+                seen.append(0)
+                seconds.append(None)
+                continue
             start = time.perf_counter()
             seen.append(int(not use(copy).fine))
             seconds.append(time.perf_counter() - start)
@@ -82,26 +103,26 @@ def record_table(file: Path) -> None:
     parts = file.with_suffix(".parts.jsonl")
     lines = parts.read_text("utf-8").splitlines() if parts.exists() else []
     done = {row["key"]: row for row in map(json.loads, lines)}
-    rows = {}
+    rows, loaded = {}, {}
     for one in (None, *clinic.cases()):
         name = one.key if one else "healthy"
         key = fingerprint(sources() | (clinic.faulty(one) if one else {}))
         if key not in done:
-            done[key] = {"key": key, "case": name, **examined(one)}
+            loaded = loaded or loads()
+            done[key] = {"key": key, "case": name, **examined(one, loaded)}
             with parts.open("a", encoding="utf-8") as target:
                 target.write(json.dumps(done[key]) + "\n")
         rows[name] = done[key]
-        print(
-            f"{name:<16}", *rows[name]["seen"], f"{sum(rows[name]['seconds']):6.1f} s", flush=True
-        )
+        print(f"{name:<22}", *rows[name]["seen"], flush=True)
     tools, table = clinic.tools(), io.StringIO()
-    shares = [[s / sum(row["seconds"]) for s in row["seconds"]] for row in rows.values()]
+    whole = [row["seconds"] for row in rows.values() if None not in row["seconds"]]
+    shares = [[one / sum(seconds) for one in seconds] for seconds in whole]
     share = [statistics.median(column) for column in zip(*shares, strict=True)]
     table.write(
         f"# python -m benchmarks.record_clinic --table data/records/{file.name}; torch "
         f"{torch.__version__}; 1: the instrument sees a fault; cost: in the game; operations: of "
-        "tensors, on a healthy copy; share: of the time of all instruments, the median over the "
-        "rows\n"
+        "tensors, on a healthy copy; share: of the time of all instruments, the median over "
+        "the copies on which all were used\n"
     )
     out = csv.writer(table, lineterminator="\n")
     out.writerow(["case", *tools])

@@ -20,6 +20,7 @@ from smol_scratch.clinic import desk, instruments, page, patient
 from smol_scratch.clinic.instruments import INSTRUMENTS
 from smol_scratch.clinic.patient import Patient, admit
 from smol_scratch.clinic.symptoms import symptom
+from smol_scratch.course.measure import clinic as measure
 
 CASES = clinic.cases()
 # Their symptoms ask the real weights, some seconds each.
@@ -280,7 +281,58 @@ def test_the_reader_may_mend_the_copy(tmp_path):
     assert INSTRUMENTS["causality"](Patient(folder)).fine
 
 
-# The page
+# The record, the page and the notebook
+
+
+def test_the_record_is_of_these_cases_and_these_instruments():
+    found = page.measured()
+    tools = clinic.tools()
+    assert found.cost == {name: tool.cost for name, tool in tools.items()}
+    assert list(found.operations) == list(found.share) == list(tools)
+    assert list(found.seen) == [page.HEALTHY, *(one.key for one in CASES)], (
+        "run `python -m benchmarks.record_clinic --table data/records/clinic.csv`"
+    )
+    assert not found.seen[page.HEALTHY]
+    for one in CASES:
+        assert set(one.shows) <= set(found.seen[one.key]), one.key
+    assert 0.9 < sum(found.share.values()) < 1.1, "rounded to a digit each"
+    assert min(found.operations.values()) >= 0
+
+
+def test_a_case_is_introduced_by_its_cheapest_witnesses():
+    """The desk names the cheapest of `shows`, which a wheel has; the record has none cheaper."""
+    found = page.measured()
+    for one in CASES:
+        cost = [min(found.cost[name] for name in some) for some in (one.shows, found.seen[one.key])]
+        assert cost[0] == cost[1], (one.key, found.seen[one.key])
+
+
+# One of each kind of cost, and the gentlest of the model's faults.
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["first-word", "last-voice", "short-memory"])
+def test_a_whole_row_is_as_recorded(key, ill):
+    one = clinic.case(key)
+    seen = tuple(name for name, use in INSTRUMENTS.items() if not use(ill(one)).fine)
+    assert seen == page.measured().seen[key]
+
+
+def test_every_instrument_was_seen_to_fail(tmp_path):
+    seen = {name for names in page.measured().seen.values() for name in names}
+    assert set(INSTRUMENTS) - seen == {"batch"}, "the others see a case"
+    fault = ("model.py", "pow(2).mean(-1, ", "pow(2).mean((0, -1), ")
+    assert not INSTRUMENTS["batch"](Patient(admit(tmp_path / "x", [fault]))).fine
+
+
+def test_a_search_costs_what_it_must():
+    cost = {"a": 1, "b": 2}
+    found = page.Measured(cost, cost, {}, {"x": ("a",), "y": ("b",), "z": ("b",)})
+    first = lambda left, tools: tools[0]  # noqa: E731
+    assert measure.search(found, "x", "xyz", first) == 1
+    assert measure.search(found, "y", "xyz", first) == 1, "y and z look alike"
+    assert measure.search(found, "y", "yz", first) == 0
+    assert measure.search(found, "x", "xyz", lambda left, tools: tools[-1]) == 2
+    assert page.bits(1, 2) == 1
+    assert page.bits(0, 5) == page.bits(5, 5) == 0
 
 
 def test_every_instrument_has_its_question():

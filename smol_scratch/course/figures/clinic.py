@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from smol_scratch.course.figures.drawing import arrow, box, canvas
-from smol_scratch.course.figures.style import describe
+from smol_scratch.course.figures.style import COLOURS, describe, new_figure
+
+_DRAWERS = {
+    "data": "embedding",
+    "model": "attention",
+    "optimisation": "norm",
+    "evaluation": "query",
+}
 
 
 def drawers() -> Figure:
@@ -25,3 +35,98 @@ def drawers() -> Figure:
         I would predict, from what I am given?), model (are the scores right, for these weights and
         these tokens?), optimisation (does a step do what the formula says, to every weight?),
         evaluation (does the number or the text say what the model says?).""")  # fmt: skip
+
+
+def who_sees_what(
+    drawer: Sequence[str], seen: Sequence[Sequence[str]], cost: dict[str, int]
+) -> Figure:
+    """Draw which instrument sees which case.
+
+    Args:
+        drawer: of each case; those of one drawer follow each other.
+        seen: by which instruments, for each case.
+        cost: of each instrument, the cheap ones first.
+    """
+    names = list(cost)
+    figure, ax = new_figure(figsize=(7.6, 6.4))
+    for row, (place, tools) in enumerate(zip(drawer, seen, strict=True)):
+        for tool in tools:
+            corner = (names.index(tool) - 0.4, row - 0.4)
+            ax.add_patch(Rectangle(corner, 0.8, 0.8, lw=0, color=COLOURS[_DRAWERS[place]]))
+    for place, colour in _DRAWERS.items():
+        rows = [row for row, its in enumerate(drawer) if its == place]
+        ax.text(-0.9, sum(rows) / len(rows), place, color=COLOURS[colour], ha="right", va="center")
+        if rows[0]:
+            ax.axhline(rows[0] - 0.5, color="#444444", lw=1)
+    prices = list(cost.values())
+    for price in sorted(set(prices)):
+        columns = [i for i, its in enumerate(prices) if its == price]
+        if columns[0]:
+            ax.axvline(columns[0] - 0.5, color="#444444", lw=1)
+        middle = sum(columns) / len(columns)
+        ax.text(middle, -1.0, f"cost {price}", ha="center", va="bottom", fontsize=10)
+    ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(drawer) - 0.5, -0.5), yticks=[])
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=9)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+    ax.set_title("Which instrument (column) sees which fault (row): most see few", pad=24)
+    return describe(figure, """A table of filled squares, a row for each case, in four groups: data,
+        model, optimisation, evaluation; a column for each instrument, in three groups by cost. It
+        is sparse: most columns hold one to three squares. The last two, foreign and ladder, hold
+        many in the model's rows, few elsewhere and none in those of optimisation. The column of
+        batch is empty.""")  # fmt: skip
+
+
+def heads_together() -> Figure:
+    """Draw how the numbers of two heads reach three tokens, turned back and only reshaped."""
+    figure, ax = canvas(16, 6.6)
+    colours = {1: "query", 2: "key"}
+
+    def row(left: float, bottom: float, numbers: Sequence[int]) -> None:
+        for i, number in enumerate(numbers):
+            box(ax, left + 1.1 * i, bottom, 1.0, str(number), colours[number // 10], height=0.8)
+
+    ax.text(8, 6.2, "in memory: head 1, then head 2 (the last digit: its token)", ha="center",
+            va="center", fontsize=11)  # fmt: skip
+    row(4.75, 5.0, [10, 11, 12, 20, 21, 22])
+    for left, title, tokens in (
+        (0.9, "transposed back, then flattened", ([10, 20], [11, 21], [12, 22])),
+        (9.0, "only reshaped", ([10, 11], [12, 20], [21, 22])),
+    ):
+        arrow(ax, (8, 4.9), (left + 3.1, 4.0))
+        ax.text(left + 3.1, 3.55, title, ha="center", va="center", fontsize=11)
+        for token, numbers in enumerate(tokens):
+            bottom = 2.3 - 1.05 * token
+            ax.text(
+                left + 1.9, bottom + 0.4, f"token {token}", ha="right", va="center", fontsize=10
+            )
+            row(left + 2.1, bottom, numbers)
+            if any(number % 10 != token for number in numbers):
+                late = any(number % 10 > token for number in numbers)
+                words = "sees the future" if late else "mixed up"
+                ax.text(left + 4.4, bottom + 0.4, words, va="center", fontsize=10,
+                        color=COLOURS["wrong"])  # fmt: skip
+    return describe(figure, """Six numbers lie in memory: 10, 11, 12 of the first head, then 20, 21,
+        22 of the second; the last digit is the token. Transposed back, token 0 gets 10 and 20,
+        token 1 gets 11 and 21, token 2 gets 12 and 22. Only reshaped, token 0 gets 10 and 11 and
+        token 1 gets 12 and 20, so both see the future; token 2 gets 21 and 22.""")  # fmt: skip
+
+
+def points(strategies: dict[str, float]) -> Figure:
+    """Draw what a search costs on average, for some ways to choose the next question."""
+    figure, ax = new_figure(figsize=(7.4, 2.4))
+    places = range(len(strategies))
+    ax.barh(places, list(strategies.values()), color=COLOURS["right"], height=0.6)
+    for place, value in zip(places, strategies.values(), strict=True):
+        ax.text(value + 0.3, place, f"{value:.1f}", va="center")
+    ax.set_yticks(places, list(strategies))
+    ax.invert_yaxis()
+    ax.set(xlabel="points per case, the mean over all cases", xlim=(0, 27))
+    ax.grid(visible=False)
+    ax.set_title("A question is worth what it splits", loc="left")
+    return describe(figure, """Four bars that become shorter: points per case when the instruments
+        are used in the list's order, the most thorough first, the best split for its price, and
+        the best split among the suspects of one drawer, which is by far the shortest.
+        """)  # fmt: skip
