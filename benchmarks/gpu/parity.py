@@ -33,9 +33,9 @@ KINDS: dict[str, tuple[torch.dtype | None, str]] = {
     "fp16": (torch.float16, "highest"),
 }
 # A float32 result may be as far away as the doctor allows a card. In the others every number is
-# rounded to 8 or 11 bits, which no order of summation changes: what is left is chance. The floor
-# is the largest of 4 results (logits and gradients) × 8 sums × 2 passages, so of at least 16
-# draws; that another 16 of the same width exceed it by a factor of four does not happen.
+# rounded to 8 or 11 bits, which no order of summation changes: what is left is chance. A floor is
+# the largest of at least 8 sums, each of the same width: 19 times in 20 it is wider than one, and
+# that the largest of 8 others is wider than four happens once in 2,000.
 ROUNDED = 4
 B, T = 2, 24  # of a passage
 PASSAGES = 2
