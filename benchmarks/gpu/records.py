@@ -62,8 +62,6 @@ def speed_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         if what == "token":
             dtype, _, variant = rest.partition(", ")
         speed = found.get("tokens_per_s")
-        if what == "step" and variant == "limit":
-            speed = 4 * 256 / found["s"]
         if speed is None:  # it compiled, and there was no time to measure it
             continue
         first = found.get("first_step_s", found.get("cold_s"))

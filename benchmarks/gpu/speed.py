@@ -37,7 +37,8 @@ from smol_scratch.fast_decode import CompiledDecoder
 from smol_scratch.generation import generate
 from smol_scratch.hardware import choose_precision, device_peak, find_hardware
 
-B, T = 4, 256
+# Sequences and tokens of a step. Without a card it is only tried, so a few will do.
+SHAPES = {"cuda": (4, 256), "cpu": (1, 32)}
 PROMPT = 32
 
 OURS = Variant("ours", fused=True)
@@ -105,6 +106,7 @@ def limit(
     config: SmolLM2Config, dtype: torch.dtype, device: torch.device, copying: float
 ) -> dict[str, Any]:
     """Return the two terms of a step's limit, in seconds, and the FLOPs of its products."""
+    B, T = SHAPES[device.type]
     products = matrix_products(config, B, T)
     times = 20 if device.type == "cuda" else 2
     total = 0.0
@@ -122,6 +124,7 @@ def limit(
         "bytes_s": moved / copying,
         "s": total + moved / copying,
         "flops": flops,
+        "tokens_per_s": B * T / (total + moved / copying),
         "products_share_of_peak": flops / total / device_peak(device, dtype),
         "dtype": dtype,
     }
@@ -132,6 +135,7 @@ def train(stage: Stage, config: SmolLM2Config, dtype: torch.dtype) -> None:
     steps: dict[str, Callable[[], float]] = {}
     rows: dict[str, dict[str, Any]] = {}
     variants = TRAINING
+    B, T = SHAPES[stage.device.type]
     if stage.device.type == "cuda":
         # All are there at once: weights, gradients and moments of each, activations of one.
         needed = len(variants) * 16 * total_parameters(config) + training_memory(
