@@ -4,7 +4,7 @@ Stages, one after the other, each in a process of its own, so that an error of t
 full memory or a compiler that hangs ends one stage and not the run. Each writes its JSON file into
 the output folder as soon as it has something to say. Nothing is fetched from anywhere.
 
-Without a card, ``--device cpu --preset tiny`` runs the same stages in two minutes: that is how
+Without a card, ``--device cpu --preset tiny`` runs the same stages in some minutes: that is how
 this command is tested. ``python -m benchmarks.gpu.records`` turns the files into records.
 """
 
