@@ -13,17 +13,17 @@ from matplotlib.patches import Patch, Rectangle
 from smol_scratch.course.figures.drawing import HIGH, arrow, canvas, cells
 from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
-# The kinds of tensor to colours, in the order of the legend.
+# The kinds of tensor to colours, in the order of the file.
 _COLOUR_OF = {
     "embedding": "embedding",
     "norms": "norm",
-    "q": "query",
-    "k": "key",
-    "v": "value",
-    "o": "other",
+    "down": "down",
     "gate": "gate",
     "up": "up",
-    "down": "down",
+    "k": "key",
+    "o": "other",
+    "q": "query",
+    "v": "value",
 }
 
 
@@ -83,7 +83,8 @@ def file_map(
         for kind, colour in _COLOUR_OF.items()
         if kind != "norms"
     ]
-    figure.legend(handles=handles, loc="outside right center", fontsize=9)
+    figure.legend(handles=handles, loc="outside right center", fontsize=9, title_fontsize=9,
+                  title="black: block\nbegins")  # fmt: skip
     return describe(
         figure,
         "A file drawn as a page of twelve lines. The embedding fills the first two and a half; "

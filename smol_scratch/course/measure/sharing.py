@@ -133,8 +133,8 @@ def hear(folder: Path, prompt: str, rows: Tensor, new: int = 14) -> dict[str, An
         new: tokens of the continuation.
 
     Returns:
-        "text", the "logits" of the prompt, (T, V), the "loss" on the passages, in nats per token,
-        and the "tokens" of the tricky text "a  1".
+        "text", the "logits" of the prompt, (T, V), the "losses" of the passages, (B,), and their
+        mean, the "loss", in nats per token, and the "tokens" of the tricky text "a  1".
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -147,10 +147,12 @@ def hear(folder: Path, prompt: str, rows: Tensor, new: int = 14) -> dict[str, An
         pad_token_id=0,
     )  # fmt: skip
     logits = model(rows[:, :-1]).logits
+    losses = F.cross_entropy(logits.mT, rows[:, 1:], reduction="none").mean(-1)
     return {
         "text": tokenizer.decode(made[0, ids.shape[1] :]),
         "logits": model(ids).logits[0],
-        "loss": F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item(),
+        "losses": losses,
+        "loss": losses.mean().item(),
         "tokens": tokenizer("a  1").input_ids,
     }
 
