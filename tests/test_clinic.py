@@ -323,6 +323,18 @@ def test_every_instrument_was_seen_to_fail(tmp_path):
     assert not INSTRUMENTS["batch"](Patient(admit(tmp_path / "x", [fault]))).fine
 
 
+def test_the_notebook_shows_the_record():
+    stored = json.loads((assets.ROOT / "notebooks" / "16_clinic.ipynb").read_text("utf-8"))
+    outputs = [
+        "".join(output["data"].get("text/markdown", ""))
+        for cell in stored["cells"]
+        for output in cell.get("outputs", [])
+        if "data" in output
+    ]
+    table = measure.suspects(page.measured())
+    assert sum(table in output for output in outputs) == 1, "run `make refresh`"
+
+
 def test_a_search_costs_what_it_must():
     cost = {"a": 1, "b": 2}
     found = page.Measured(cost, cost, {}, {"x": ("a",), "y": ("b",), "z": ("b",)})
