@@ -252,7 +252,7 @@ def moving() -> str:
     for page in sorted((ROOT / "docs" / "explore").glob("*.html")):
         title, about = (html.unescape(words) for words in about_explorable(page.stem))
         has = page.with_suffix(".png").is_file()
-        picture = f"/explore/{page.stem}.png" if has else ""
+        picture = f"_static/cards/{page.stem}.png" if has else ""
         lines += card(title, "", picture, about, link=f"explore/{page.stem}.html", kind="url")
     about = "The real model in your browser: your words, every head, every number."
     lines += card("The explorer", "", "", about, link="explorer/index.html", kind="url")
@@ -375,6 +375,8 @@ def gather(source: Path = SOURCE) -> None:
         if picture := card_picture(nb):
             (source / "_static" / "cards" / f"{stem}.png").write_bytes(picture[0])
             words[stem] = picture[1]
+    for still in (ROOT / "docs" / "explore").glob("*.png"):
+        shutil.copy(still, source / "_static" / "cards")
     for page in source.glob("*.md"):
         page.write_text(with_links(page.read_text("utf-8")), "utf-8")
     (source / "api.md").write_text(reference(nbs), "utf-8")
