@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smol_scratch import explicit_attention
+from smol_scratch import KVCache, SmolLM2, SmolLM2Config, explicit_attention
 from smol_scratch.course.exercises import Hint, exercise
-from smol_scratch.generation import apply_temperature, keep_min_p, keep_top_p
+from smol_scratch.generation import apply_temperature, generate, keep_top_p, next_logits
 
 
 @exercise
@@ -38,33 +38,97 @@ def check_tokens_per_second(answer: float) -> str:
     return "no program can be faster on that laptop, whatever its processor"
 
 
+def _listener() -> SmolLM2:
+    """Return a tiny model with opinions: its lists are neither flat nor sure."""
+    config = SmolLM2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_kv_head=1, head_dim=8,
+                           intermediate_size=24, block_size=64)  # fmt: skip
+    model, generator = SmolLM2(config).eval(), torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.5, generator=generator)
+    return model.requires_grad_(False)
+
+
+def _slip(
+    model: SmolLM2, ids: list[int], count: int, temperature: float, stop: int, slip: str
+) -> list[int]:
+    """Write as somebody would who makes one mistake."""
+    generator, cache = torch.Generator().manual_seed(5), KVCache(model.config)
+    ids, new = list(ids), list(ids)
+    for _ in range(count):
+        scores = next_logits(model, torch.tensor([new]), cache)  # (1, V)
+        scores *= {"multiplies": temperature, "forgets": 1.0}.get(slip, 1 / temperature)
+        drawn = torch.multinomial(F.softmax(scores, -1), 1, generator=generator)
+        new = [int(scores.argmax() if slip == "greedy" else drawn)]
+        if slip == "leaves out" and new[0] == stop:
+            break
+        ids += new
+        if slip != "goes on" and new[0] == stop:
+            break
+        new = list(ids) if slip == "stores twice" else new
+        cache = KVCache(model.config) if slip == "new cache" else cache
+    return ids
+
+
+SLIPS = {
+    "multiplies": "the temperature divides the scores; yours multiplies them",
+    "forgets": "you sample at temperature 1, whatever was asked for",
+    "greedy": "you take the most probable token; sample with torch.multinomial",
+    "goes on": "the text should end with the token `stop`, and yours goes on",
+    "leaves out": "the token `stop` ends the text and is part of it: append it, then break",
+    "stores twice": "after the prompt, give next_logits the newest token alone; the cache has the "
+    "earlier ones, and yours now has them twice",
+    "new cache": "make the cache once, before the loop: with a new one the model forgets the text",
+}
+
+
 @exercise
-def check_min_p(answer: Callable[[Tensor, float], Tensor]) -> str:
-    """Expect a function (logits, min_p) -> logits that equals ``keep_min_p``."""
-    generator = torch.Generator().manual_seed(41)
-    for shift, min_p in ((0.0, 0.1), (0.0, 0.5), (-30.0, 0.02), (7.0, 1.0)):
-        logits = 4 * torch.randn(3, 200, generator=generator) + shift
-        before, expected = logits.clone(), keep_min_p(logits, min_p)
-        found = answer(logits, min_p)
-        if not isinstance(found, Tensor) or found.shape != logits.shape:
-            raise Hint("the result must be a tensor of the shape of logits, (B, V)")
-        if not torch.equal(logits, before):
-            raise Hint("your function changes its input: use masked_fill without an underscore")
-        if torch.equal(found, expected):
-            continue
-        if not torch.equal(found[found.isfinite()], logits[found.isfinite()]):
-            raise Hint("what stays must keep its score, what goes must be minus infinity")
-        if torch.equal(found, logits.masked_fill(logits < min_p * logits.amax(), -math.inf)):
-            raise Hint("min_p times the largest score is not the score of min_p times as much")
-        if torch.equal(found, logits.masked_fill(logits < logits.amax() + math.log(min_p),
-                                                 -math.inf)):  # fmt: skip
-            raise Hint("every row has its own largest score: amax(-1, keepdim=True)")
-        kept, wanted = int(found.isfinite().sum()), int(expected.isfinite().sum())
-        raise Hint(
-            f"min_p={min_p}: you keep {kept} tokens of 600, it should be {wanted}. What is the "
-            "logarithm of the quotient of two probabilities, in scores?"
-        )
-    return "in scores min-p is a distance from the top, and needs no softmax"
+def check_write(answer: Callable[..., Sequence[int]]) -> str:
+    """Expect a function that samples with a temperature, a stop token and the cache."""
+    model, prompt = _listener(), [7, 1, 30, 12]
+    for count, temperature, end in ((1, 1.0, -1), (8, 0.6, -1), (12, 1.7, -1), (12, 0.8, 5)):
+        seeded = torch.Generator().manual_seed(5)
+        [row] = generate(model, prompt, count, temperature=temperature, generator=seeded)
+        free = row.tolist()
+        # A token that comes as the fifth, or one that never comes.
+        stop = free[3 + end] if end > 0 else next(t for t in range(40) if t not in free)
+        wanted = free[: free.index(stop, len(prompt)) + 1] if end > 0 else free
+        read = 0
+
+        def count_tokens(module: torch.nn.Module, inputs: tuple[Tensor]) -> None:
+            nonlocal read
+            read += inputs[0].numel()
+
+        hook = model.model.embed_tokens.register_forward_pre_hook(count_tokens)
+        given = list(prompt)
+        try:
+            result = answer(model, given, count, temperature, stop,
+                            torch.Generator().manual_seed(5))  # fmt: skip
+        finally:
+            hook.remove()
+        if given != prompt:
+            raise Hint("your function changes the prompt that it was given: begin with list(ids)")
+        try:
+            found = [int(token) for token in result]
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise Hint("return a list of token numbers: the prompt's and the new ones") from error
+        if found == wanted[len(prompt) :] or found[: len(prompt)] != prompt:
+            raise Hint("return the prompt's tokens and the new ones, in one list")
+        if found != wanted:
+            for slip, hint in SLIPS.items():
+                if found == _slip(model, prompt, count, temperature, stop, slip):
+                    raise Hint(hint)
+            raise Hint(
+                f"temperature {temperature}: {len(found) - len(prompt)} new tokens "
+                f"{found[len(prompt) :]}, which are not those of this generator. Scores divided "
+                "by the temperature, softmax, one torch.multinomial per token, nothing else"
+            )
+        if read > len(found):
+            raise Hint(
+                f"the right text, but {read} tokens went through the model for one of "
+                f"{len(found)}: with the cache each is read once"
+            )
+    return "the whole of generation: read, sample, append, and stop in time"
 
 
 @exercise

@@ -93,7 +93,10 @@ def strips(rows: Mapping[str, Sequence[float]], names: Sequence[str], dart: floa
             )  # fmt: skip
             if value > 0.055:
                 label = f"{token}\n{value:.2f}" if value > 0.1 else token
-                ax.text(left + value / 2, y, label, ha="center", va="center", fontsize=9, zorder=5)
+                middle = left + value / 2
+                if abs(middle - dart) < 0.04:  # beside the dart, not under it
+                    middle = dart + 0.045
+                ax.text(middle, y, label, ha="center", va="center", fontsize=9, zorder=5)
             left += value
     ax.vlines(dart, -len(rows) + 0.5, 0.45, color=COLOURS["wrong"], linewidth=2,
               linestyle="--", zorder=4)  # fmt: skip
@@ -169,6 +172,7 @@ def candidates(tokens: Sequence[str], kept: Mapping[str, Sequence[int]], fixed: 
     ax.set(xlabel="candidates left, when this token was next", xlim=(0.8, 12_000),
            ylim=(-len(tokens) + 0.3, 0.7))  # fmt: skip
     ax.grid(False, axis="y")
+    ax.set_title("The same filter leaves one candidate, or thousands", loc="left")
     ax.legend(fontsize=9, loc="lower right", frameon=True, edgecolor="white", framealpha=1)
     return describe(
         figure,
@@ -211,7 +215,7 @@ def copying_heads(
         losses: what is silenced to the losses on ordinary text, one for each set of heads.
     """
     figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.5), width_ratios=[1.5, 1])
-    looks = [("residual", "o", "-"), ("wrong", "s", "-"), ("up", "^", "--"), ("query", "D", ":")]
+    looks = [("residual", "o", "-"), ("wrong", "s", "-"), ("value", "^", "--"), ("query", "D", ":")]
     for (name, rows), (colour, marker, line) in zip(curves.items(), looks, strict=True):
         values = np.asarray(rows)
         x, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
@@ -223,7 +227,9 @@ def copying_heads(
              ylabel="probability of each token")  # fmt: skip
     left.set_title("repetition", fontsize=10, loc="left")
     left.set_xticks(range(1, 10, 2))
-    left.legend(fontsize=8.5, loc="upper left", title="silenced", title_fontsize=9)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, [f"silenced: {labels[0]}", *labels[1:]], loc="outside upper center",
+                  ncols=len(labels), fontsize=9, columnspacing=1.2, handlelength=1.8)  # fmt: skip
     for row, (name, found) in enumerate(losses.items()):
         colour, marker, _ = looks[row]
         right.plot(found, [-row] * len(found), marker, color=COLOURS[colour], markersize=7,
@@ -336,6 +342,8 @@ def cache_rows(T: int = 6) -> Figure:
                 )  # fmt: skip
             words = "new" if row == T - 1 else f"{row + 1}"
             ax.text(left - 0.2, 7.1 - row, words, ha="right", va="center", fontsize=9)
+        ax.text(left + 1.4, 7.1, "a row: one token's query;\na square: a key it looks at",
+                fontsize=8.5, va="center")  # fmt: skip
         ax.text(left + T + 0.25, 4.9, f"{T} tokens\npass through\nthe model" if not cached else
                 "1 token\npasses through\nthe model", fontsize=10, va="center")  # fmt: skip
         kind = "key" if cached else "other"

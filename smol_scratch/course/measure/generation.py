@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smol_scratch import RotaryPositionalEmbedding, SmolLM2, causal_mask
+from smol_scratch import KVCache, RotaryPositionalEmbedding, SmolLM2, causal_mask
 from smol_scratch.course.measure.replaced import replaced
+from smol_scratch.generation import next_logits
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
 Head = tuple[int, int]  # layer, head
@@ -97,6 +98,40 @@ def rounds(model: SmolLM2, tokenizer: SmolLM2Tokenizer, phrase: str, times: int 
     log_p = F.log_softmax(model(ids[:, :-1])[0], dim=-1)  # (1, T - 1, V)
     log_p = log_p.gather(-1, ids[:, 1:, None])[0, len(start) - 1 :, 0]
     return log_p.view(times, len(unit)).mean(-1).exp().tolist()
+
+
+@torch.no_grad()
+def beam_search(
+    model: SmolLM2, ids: Sequence[int], count: int, beams: int
+) -> tuple[list[int], float]:
+    """Look for the most probable continuation, with several beginnings kept at a time.
+
+    In each step every text that is kept grows by every token, and the ``beams`` most probable of
+    all these are kept. One beam is greedy decoding. Nothing says that the best one is found.
+
+    Args:
+        model: in evaluation mode.
+        ids: the prompt, (T,).
+        count: tokens to add.
+        beams: texts that are kept, W.
+
+    Returns:
+        The most probable text that was kept, prompt included, and the logarithm of the
+        continuation's probability, in nats.
+    """
+    cache = KVCache(model.config, batch_size=beams, max_length=len(ids) + count)
+    rows = torch.tensor([list(ids)] * beams)  # (W, T)
+    total = torch.full((beams,), -math.inf)  # (W,)
+    total[0] = 0  # all rows are alike at first: one of them counts
+    new = rows
+    for _ in range(count):
+        log_p = F.log_softmax(next_logits(model, new, cache), dim=-1)  # (W, V)
+        total, best = (total[:, None] + log_p).flatten().topk(beams)
+        parent, new = best // log_p.shape[1], (best % log_p.shape[1])[:, None]
+        rows = torch.cat((rows[parent], new), dim=1)
+        for layer in cache.layers:
+            layer.k[:], layer.v[:] = layer.k[parent], layer.v[parent]
+    return rows[0].tolist(), float(total[0])
 
 
 @torch.no_grad()

@@ -1,10 +1,54 @@
-import math
-
 import torch
+import torch.nn.functional as F
+
+from smol_scratch import KVCache
+from smol_scratch.generation import next_logits
 
 
-def below(logits, bound):
-    return logits.masked_fill(logits < bound, -math.inf)
+def write(model, ids, count, temperature, stop, generator, *, scale=None, again=False,
+          largest=False, place=-1, short=False, keep=True):  # fmt: skip
+    ids, new, cache = list(ids), list(ids), KVCache(model.config)
+    for _ in range(count):
+        scores = next_logits(model, torch.tensor([new]), cache)
+        scores = scores * scale(temperature) if scale else scores / temperature
+        drawn = torch.multinomial(F.softmax(scores, -1), 1, generator=generator)
+        new = [int(scores.argmax() if largest else drawn)]
+        if short and new[0] == stop:
+            break
+        ids += new
+        if keep and new[0] == stop:
+            break
+        new = ids[place:] if place < -1 else new
+        if again:
+            new, cache = list(ids), KVCache(model.config)
+    return ids
+
+
+def twice(model, ids, count, temperature, stop, generator):
+    cache = KVCache(model.config)
+    ids = list(ids)
+    for _ in range(count):
+        scores = next_logits(model, torch.tensor([ids]), cache) / temperature
+        ids.append(int(torch.multinomial(F.softmax(scores, -1), 1, generator=generator)))
+        if ids[-1] == stop:
+            break
+    return ids
+
+
+def afresh(model, ids, count, temperature, stop, generator):
+    ids, new = list(ids), list(ids)
+    for _ in range(count):
+        scores = next_logits(model, torch.tensor([new]), KVCache(model.config)) / temperature
+        new = [int(torch.multinomial(F.softmax(scores, -1), 1, generator=generator))]
+        ids += new
+        if new[0] == stop:
+            break
+    return ids
+
+
+def in_place(model, ids, *others):
+    ids += write(model, ids, *others)[len(ids) :]
+    return ids
 
 
 def one_step(q, k, v, cache, scale=None, kept=("k", "v"), itself=True):
@@ -38,14 +82,20 @@ WRONG = {
         (54, "divided by the bytes that one token has to read"),
         ("fifty", "answer with one number"),
     ],
-    "check_min_p": [
-        (lambda z, p: z.masked_fill_(z < 0, 0), "changes its input"),
-        (lambda z, p: below(z, p * z.amax()), "is not the score of min_p times as much"),
-        (lambda z, p: below(z, z.amax() + math.log(p)), "every row has its own"),
-        (lambda z, p: below(z, z.amax(-1, keepdim=True) + p), "logarithm of the quotient"),
-        (lambda z, p: below(z, z.amax(-1, keepdim=True) + math.log10(p)), "you keep"),
-        (lambda z, p: z.softmax(-1), "what stays must keep its score"),
-        (lambda z, p: z[0], "a tensor of the shape of logits"),
+    "check_write": [
+        (lambda *given: write(*given, scale=lambda t: t), "the temperature divides the scores"),
+        (lambda *given: write(*given, scale=lambda t: 1), "whatever was asked for"),
+        (lambda *given: write(*given, largest=True), "you take the most probable token"),
+        (lambda *given: write(*given, keep=False), "yours goes on"),
+        (lambda *given: write(*given, short=True), "is part of it"),
+        (lambda *given: write(*given, again=True), "with the cache each is read once"),
+        (lambda *given: write(*given, place=-2), "which are not those of this generator"),
+        (lambda *given: write(*given)[len(given[1]) :], "in one list"),
+        (lambda *given: "text", "a list of token numbers"),
+        (lambda *given: torch.tensor([write(*given)]), "a list of token numbers"),
+        (twice, "yours now has them twice"),
+        (afresh, "make the cache once"),
+        (in_place, "changes the prompt"),
     ],
     "check_one_head": [
         (lambda *given: one_step(*given, scale=1.0), "the square root of D"),
