@@ -667,8 +667,9 @@ def stored_tokens(draw: st.DrawFn, world: World) -> Case:
         files[name] = draw(torn(files[name]))
     if name.endswith(".npy") and name in files and draw(st.booleans()):
         content = json.loads(files["index.json"])["content"]
-        entry = content["shards"][int(name[6:11])]
-        entry |= {"bytes": len(files[name]), "sha256": hashlib.sha256(files[name]).hexdigest()}
+        digest = hashlib.sha256(files[name]).hexdigest()
+        [entry] = [shard for shard in content["shards"] if name in shard["files"]]
+        entry["files"][name] = {"bytes": len(files[name]), "sha256": digest}
         signed = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         files["index.json"] = as_json({"content": content, "sha256": signed})
     said = f"{name} {files.get(name, b'missing')!r:.1500}"

@@ -183,10 +183,6 @@ def dequantised(raw, kind=torch.int8):
     return (step * blocks[..., 2:].contiguous().view(kind).float()).flatten(-2)
 
 
-def below_a_share_of_the_score(logits, min_p):
-    return logits.masked_fill(logits < min_p * logits.amax(), -math.inf)
-
-
 @pytest.mark.parametrize(
     ("checker", "answer"),
     [
@@ -245,18 +241,6 @@ def test_what_is_right_is_right_in_any_form(checker, answer, capsys):
         ("generation.check_tokens_per_second", 7.35, "that is float32"),
         ("generation.check_tokens_per_second", 14.7, "that is bfloat16"),
         ("generation.check_tokens_per_second", 0.0191, "seconds per token"),
-        ("generation.check_min_p", lambda z, p: z.masked_fill_(z < 0, 0), "changes its input"),
-        ("generation.check_min_p", below_a_share_of_the_score, "is not the score of"),
-        (
-            "generation.check_min_p",
-            lambda z, p: z.masked_fill(z < z.amax() + math.log(p), -math.inf),
-            "its own largest score",
-        ),
-        (
-            "generation.check_min_p",
-            lambda z, p: z.masked_fill(z < z.amax(-1, keepdim=True) + p, -math.inf),
-            "the logarithm of the quotient",
-        ),
         ("generation.check_one_head", lambda q, k, v, cache: v, "does your cache keep"),
         (
             "generation.check_one_head",
