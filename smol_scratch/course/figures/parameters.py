@@ -174,7 +174,7 @@ _BLOCK = (
     ("RMSNorm", "norm", ((1, True), (8, True), (8, True)), "as above"),
     ("gate, up", "mlp", ((12, True), (12, True)), "each is a factor"),
     ("SiLU(gate)", "mlp", ((12, True),), "a factor"),
-    ("· up", "mlp", ((12, True),), "down_proj's input"),
+    ("SiLU(gate) · up", "mlp", ((12, True),), "down_proj's input"),
     ("down_proj", "mlp", ((8, False),), "it is only added"),
 )  # fmt: skip
 _CELL = 0.33  # the width of a number
@@ -200,11 +200,15 @@ def kept_in_a_block() -> Figure:
                               linestyle="-" if kept else ":", linewidth=0.8)
                 )  # fmt: skip
             left += _CELL * length + 0.35
-        ax.text(14.0, bottom + HIGH / 2, why, va="center", fontsize=9)
+        stays = sum(length for length, kept in vectors if kept)
+        ax.text(14.6, bottom + HIGH / 2, str(stays), va="center", ha="right", fontsize=10,
+                weight="bold")  # fmt: skip
+        ax.text(15.0, bottom + HIGH / 2, why, va="center", fontsize=9)
     ax.text(0, top + 1.4, f"A block keeps {kept_numbers()} numbers per token and "
             f"lets {kept_numbers(False)} go", fontsize=11,
             va="bottom")  # fmt: skip
     ax.text(5.2, top + HIGH + 0.1, "filled: kept;  dotted: let go", fontsize=9, va="bottom")
+    ax.text(14.6, top + HIGH + 0.1, "kept", fontsize=9, va="bottom", ha="right", weight="bold")
     return describe(
         figure,
         """
@@ -329,7 +333,7 @@ def peaks(rows: Mapping[str, Mapping[str, float]], card: float, title: str) -> F
                 ax.barh(i, width, left=left, color=colour, hatch=hatch, edgecolor="white",
                         linewidth=0.4, height=0.66)  # fmt: skip
                 left += width
-        ax.text(left + 0.3, i, f"{left:.1f} GB", va="center", fontsize=10, zorder=5,
+        ax.text(left + 0.2, i, f"{left:.1f} GB", va="center", fontsize=9.5, zorder=5,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     longest = max(sum(held.values()) for held in rows.values()) / 1e9
     ax.axvline(card / 1e9, color=COLOURS["wrong"], linestyle="--", linewidth=1.6)
@@ -407,6 +411,7 @@ def growth(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     ax.invert_yaxis()
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     ax.set(xlabel="share of all parameters", xlim=(0, 1))
+    ax.set_title("The larger the model, the smaller the share of its vocabulary")
     ax.grid(False)
     return describe(
         figure,
@@ -440,10 +445,10 @@ def tokens_for_parameters(
         text = f"{each:,.0f}" if each > 100 else f"{each:.2g}"
         ax.plot(size, seen, mark, color=COLOURS[colour], markersize=9)
         ax.annotate(f"{name}\n{text} per parameter", (size, seen),
-                    {"right": (9, 0), "above": (-6, 15), "below": (0, -8)}[place],
+                    {"right": (9, 0), "above": (-6, 15), "below": (-6, -8)}[place],
                     textcoords="offset points", fontsize=9,
                     va={"right": "center", "above": "bottom", "below": "top"}[place],
-                    ha="left" if place == "right" or size < 1e9 else "center",
+                    ha="left" if place != "above" or size < 1e9 else "center",
                     color=COLOURS[colour])  # fmt: skip
         if size == points[mine][0]:
             rule = per_parameter * size
@@ -455,6 +460,7 @@ def tokens_for_parameters(
                     va="center", color=COLOURS[colour])  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="parameters", ylabel="tokens seen in training",
            xlim=(7e7, 3e12), ylim=(1e6, 4e14))  # fmt: skip
+    ax.set_title("SmolLM2 and Llama 3 are trained far beyond Chinchilla's rule")
     return describe(
         figure,
         """
