@@ -83,7 +83,7 @@ def _fewest_pieces(word: str) -> int:
 def check_greedy(answer: str) -> str:
     """Expect a word of the text that BPE cuts into more pieces than the vocabulary allows."""
     if not isinstance(answer, str):
-        raise Hint("a word is wanted, as a string, with the blank before it where it has one")
+        raise Hint("a word is wanted, as a string, with the space before it where it has one")
     if answer not in set(split_words(load_text())):
         raise Hint(f"{answer!r} is none of the words that `split_words` cuts the text into")
     pieces, fewest = len(_tokenizer().encode(answer)), _fewest_pieces(answer)

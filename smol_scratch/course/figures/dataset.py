@@ -59,18 +59,22 @@ def scale(
     for x, marks, colour in ((0.16, own, "wrong"), (0.72, held_out, "right")):
         below = np.inf
         for label, value in sorted(marks.items(), key=lambda item: -item[1]):
-            table = label.endswith("grams")
-            at = x - 0.04 if table else x - 0.07  # a model beside the tables, not on them
-            ax.plot(at, value, "s" if table else "D", color=COLOURS[colour], markersize=8)
+            mark = "s" if label.endswith("grams") else "D"
+            ax.plot(x - 0.05, value, mark, color=COLOURS[colour], markersize=8, zorder=3,
+                    markeredgecolor="white")  # fmt: skip
             below = min(value, below - 0.42)  # labels of close marks make room for each other
-            ax.text(x, below, f"{label}: {value:.1f}", va="center", fontsize=9.5)
+            ax.text(x, below, f"{label}: {value:.1f}", va="center", fontsize=9.5,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     for x, words, colour in ((0.16, "on the text itself", "wrong"),
                              (0.72, "on text held out", "right")):  # fmt: skip
         ax.text(x - 0.06, 8.4, words, fontsize=11, color=COLOURS[colour], weight="bold")
     ax.axvline(0.6, color=COLOURS["other"], linewidth=0.8, ymax=0.8)
+    for x, mark, words in ((0.13, "s", "a table that counts"), (0.69, "D", "a neural network")):
+        ax.plot(x - 0.02, 9.6, mark, color=COLOURS["residual"], markersize=7)
+        ax.text(x + 0.03, 9.6, words, va="center", fontsize=9.5)
     ax.set(xlim=(0.05, 1.12), ylim=(0, 11.6), ylabel="nats per token")
     ax.set_xticks([])
-    ax.grid(False, axis="x")
+    ax.grid(False)
     choices = [1, 3, 10, 30, 100, 1000, 10_000, 49_152]
     right = ax.secondary_yaxis("right")
     right.set_yticks(np.log(choices), [f"{c:,}" for c in choices])
@@ -97,8 +101,8 @@ def splits(dots: Mapping[str, Sequence[float]], gaps: Mapping[str, tuple[float, 
     """
     figure, (left, right) = new_figure(1, 2, figsize=(7.4, 3.5), width_ratios=[1.2, 1])
     for x, (values, colour) in enumerate(zip(dots.values(), ("right", "wrong"), strict=True)):
-        offsets = 0.09 * (np.arange(len(values)) % 3 - 1)
-        left.plot(x + offsets, values, "o", color=COLOURS[colour], alpha=0.75, markersize=6)
+        offsets = 0.09 * (np.arange(len(values)) % 3 - 1)  # neighbours in size stand apart
+        left.plot(x + offsets, sorted(values), "o", color=COLOURS[colour], alpha=0.75, markersize=6)
         left.plot([x - 0.25, x + 0.25], [np.mean(values)] * 2, color=COLOURS[colour], linewidth=2.5)
         left.text(x + 0.29, np.mean(values), f"{np.mean(values):.2f}", va="center", fontsize=10)
     left.set_xticks(range(len(dots)), list(dots))
@@ -109,7 +113,7 @@ def splits(dots: Mapping[str, Sequence[float]], gaps: Mapping[str, tuple[float, 
                    capsize=4, markersize=7)  # fmt: skip
     right.axhline(0, color=COLOURS["other"], linewidth=1)
     right.set_xticks(range(len(gaps)), list(gaps))
-    right.set(xlim=(-0.5, len(gaps) - 0.5), ylabel="nats per token",
+    right.set(xlim=(-0.5, len(gaps) - 0.5), ylabel="extra loss (nats per token)",
               xlabel="neighbours left out on each side")  # fmt: skip
     right.set_title("What neighbours give away\n(mean ± 2 standard errors)")
     for ax in (left, right):
@@ -163,8 +167,9 @@ def _cell(ax: Axes, x: float, y: float, width: float, look: tuple[str, float], l
         Rectangle((x + 0.04, y + 0.05), width - 0.08, 0.9, facecolor=COLOURS[name],
                   alpha=alpha, linewidth=0)
     )  # fmt: skip
-    ax.text(x + width / 2, y + 0.5, label, ha="center", va="center", fontsize=8.5,
-            linespacing=1.0)  # fmt: skip
+    lines = label.split("\n")
+    for height, line in zip((0.36,) if len(lines) == 1 else (0.54, 0.18), lines, strict=True):
+        ax.text(x + width / 2, y + height, line, ha="center", va="baseline", fontsize=8.5)
 
 
 def batches(tokens: Sequence[str], B: int, T: int) -> Figure:
