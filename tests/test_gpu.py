@@ -69,9 +69,9 @@ def test_a_stage_without_trouble_is_ok(tmp_path):
 
 
 def test_what_json_cannot_hold_is_written_in_a_form_that_it_can(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", str(tmp_path))
     found = plain({"a": float("nan"), "b": torch.tensor([0.123456789]), 3: torch.bfloat16,
-                   "c": [True, None, float("inf")], "d": "/home/somebody/x"})  # fmt: skip
+                   "c": [True, None, float("inf")], "d": str(tmp_path / "x")})  # fmt: skip
     assert json.loads(json.dumps(found, allow_nan=False)) == {
         "a": "nan", "b": [0.123457], "3": "bfloat16", "c": [True, None, "inf"], "d": "~/x"
     }  # fmt: skip
@@ -141,8 +141,25 @@ def test_stages_for_which_the_budget_is_too_small_are_skipped_and_say_so(tmp_pat
     assert all("not begun" in one["notes"][0] for one in found)
 
 
+@pytest.mark.parametrize(("budget", "share"), [(570, 160), (2280, 640), (300, 160)])
+def test_a_larger_budget_widens_every_stage(budget, share, tmp_path, monkeypatch):
+    given = []
+
+    def watch(command, seconds, environment, log):
+        log.touch()
+        given.append(seconds - gpu.GRACE / 2)
+        return "died"
+
+    monkeypatch.setattr(gpu, "watch", watch)
+    asked = ["--stages", "speed", "run", "--budget", str(budget), "--output", str(tmp_path)]
+    gpu.run_all(gpu.parsed(asked))
+    assert given[0] == share
+    assert budget - 20 < given[1] < budget  # the last one takes what is left
+
+
 def test_the_stages_before_the_last_leave_it_three_minutes_of_the_usual_budget():
     budget = gpu.parsed([]).budget
+    assert budget == gpu.BUDGET
     assert budget + gpu.GRACE < 600
     assert budget - gpu.GRACE - sum(plan.most for plan in gpu.PLANS[:-1]) >= 180
     assert set(STATES) >= {"ok", "partly", "failed", "stopped", "died", "skipped"}
