@@ -1,10 +1,9 @@
-"""Record what the explorables show, build their pages, and take their pictures.
+"""Record what the explorables show, and take their pictures.
 
-``python -m benchmarks.record_explore`` writes the data of each page from the real model, the real
-tokenizer (``benchmarks/explore/NAME.json``), puts source, data, the common style and script
-together in ``docs/explore/NAME.html``, and lets chromium take ``NAME.png``. ``--pages`` leaves the
-data as they are; names after it choose pages. ``--moving`` takes the README's moving picture from
-the page about attention, ``figures/silence.gif``.
+``python -m benchmarks.record_explore`` writes the data of each page in ``docs/explore`` from the
+real model and the real tokenizer (``NAME.js``), and lets chromium take ``NAME.png``. ``--pictures``
+leaves the data as they are; names after it choose pages. ``--moving`` takes the README's moving
+picture from the page about attention, ``figures/silence.gif``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import argparse
 import csv
 import io
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,7 +32,6 @@ from smol_scratch.course import inside
 from smol_scratch.evaluation import longest_copies
 from smol_scratch.hardware import CARDS
 
-SOURCE = assets.ROOT / "benchmarks" / "explore"
 PAGES = assets.ROOT / "docs" / "explore"
 MOVING = assets.ROOT / "figures" / "silence.gif"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -304,15 +301,20 @@ RECORD: dict[str, Callable[[Real], dict[str, Any]]] = {
 }
 
 
-def page(name: str) -> str:
-    """Return a page: its source with the common style and script, and its data."""
-    text = (SOURCE / f"{name}.html").read_text("utf-8")
-    data = (SOURCE / f"{name}.json").read_text("utf-8").replace("</", "<\\/").strip()
-    parts = {
-        "style": (SOURCE / "common.css").read_text("utf-8"),
-        "script": f"const data = {data};\n" + (SOURCE / "common.js").read_text("utf-8"),
-    }
-    return re.sub(r"/\* common (style|script) \*/", lambda match: parts[match[1]].strip(), text)
+START, END = "const data = ", ";\n"  # a script, since a page from a file may not fetch another file
+
+
+def stored(name: str) -> Any:
+    """Return a page's data."""
+    return json.loads(
+        (PAGES / f"{name}.js").read_text("utf-8").removeprefix(START).removesuffix(END)
+    )
+
+
+def store(name: str, data: Any) -> None:
+    """Write a page's data."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    (PAGES / f"{name}.js").write_text(START + text + END, "utf-8")
 
 
 def take_pictures(names: list[str]) -> None:
@@ -369,8 +371,7 @@ def take_moving_picture(scenes: tuple[tuple[int, int, bool, int], ...] = SCENES)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pages", action="store_true", help="build pages from the stored data")
-    parser.add_argument("--data", action="store_true", help="record the data alone")
+    parser.add_argument("--pictures", action="store_true", help="leave the data as they are")
     parser.add_argument("--moving", action="store_true", help="take the README's moving picture")
     parser.add_argument("names", nargs="*", default=list(RECORD))
     chosen = parser.parse_args()
@@ -378,16 +379,11 @@ def main() -> None:
         parser.error(f"{', '.join(unknown)}: must be among {', '.join(RECORD)}")
     if chosen.moving:
         return take_moving_picture()
-    if not chosen.pages:
+    if not chosen.pictures:
         real = Real()
         for name in chosen.names:
-            content = json.dumps(RECORD[name](real), ensure_ascii=False, separators=(",", ":"))
-            (SOURCE / f"{name}.json").write_text(content + "\n", "utf-8")
-    if not chosen.data:
-        PAGES.mkdir(exist_ok=True)
-        for name in chosen.names:
-            (PAGES / f"{name}.html").write_text(page(name), "utf-8")
-        take_pictures(chosen.names)
+            store(name, RECORD[name](real))
+    take_pictures(chosen.names)
 
 
 if __name__ == "__main__":

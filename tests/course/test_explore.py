@@ -38,8 +38,8 @@ from smol_scratch.model import RotaryPositionalEmbedding
 from smol_scratch.tokenizer import merges_of
 from tests.test_tokenizer import TRICKY
 
-NAMES = sorted(path.stem for path in record_explore.SOURCE.glob("*.html"))
-DATA = {n: json.loads((record_explore.SOURCE / f"{n}.json").read_text("utf-8")) for n in NAMES}
+NAMES = sorted(path.stem for path in record_explore.PAGES.glob("*.html"))
+DATA = {name: record_explore.stored(name) for name in NAMES}
 
 
 def test_the_readmes_moving_picture_says_what_the_recorded_numbers_say():
@@ -56,18 +56,30 @@ def test_the_readmes_moving_picture_says_what_the_recorded_numbers_say():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_page_is_its_source_and_is_small(name):
-    built = (record_explore.PAGES / f"{name}.html").read_text("utf-8")
-    assert built == record_explore.page(name), "python -m benchmarks.record_explore --pages"
-    data = (record_explore.SOURCE / f"{name}.json").stat().st_size
-    assert data < 300_000
-    assert len(built.encode()) - data < 60_000
-    assert (record_explore.PAGES / f"{name}.png").stat().st_size < 300_000
-    # Nothing is loaded; the only address is that of SVG, which nobody visits.
-    assert set(re.findall(r"https?://[^\s\"']+", built)) <= {"http://www.w3.org/2000/svg"}
-    assert re.findall(r"\bsrc=\"([^\"]*)\"", built) == [f"{name}.png"]
-    assert "<link" not in built
-    assert "@import" not in built
+def test_a_page_is_small_and_loads_what_lies_beside_it(name):
+    folder, text = record_explore.PAGES, (record_explore.PAGES / f"{name}.html").read_text("utf-8")
+    files = {f"{name}.js", "common.js", "common.css"}
+    assert (folder / f"{name}.js").stat().st_size < 300_000
+    assert (folder / f"{name}.png").stat().st_size < 300_000
+    script = [text, *((folder / file).read_text("utf-8") for file in ("common.js", "common.css"))]
+    assert sum(len(part.encode()) for part in script) < 60_000
+    # The only address is that of SVG, which nobody visits.
+    found = re.findall(r"https?://[^\s\"'`]+", "".join(script))
+    assert set(found) <= {"http://www.w3.org/2000/svg"}
+    loaded = re.findall(r"\b(?:src|href)=\"([^\"]*)\"", text)
+    assert set(loaded) - {f"{name}.png"} == files
+    assert "@import" not in "".join(script)
+
+
+def test_what_is_stored_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_explore, "PAGES", tmp_path)
+    for data in ({"a": ["</script>;", "é\n", 1.5]}, [";"], {}):
+        record_explore.store("x", data)
+        assert record_explore.stored("x") == data
+
+
+def test_every_page_has_its_recorder():
+    assert sorted(record_explore.RECORD) == NAMES
 
 
 @pytest.fixture(scope="module")
