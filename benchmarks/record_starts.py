@@ -18,7 +18,7 @@ from torch import Tensor
 from smol_scratch import SmolLM2, SmolLM2Config, assets, load_text, load_tokenizer
 
 SPREADS = {"0.02": 0.02, "1/24": 1 / 24}
-HEADER = ["std", "seed", "tied", "tied_shuffled", "untied", "mean_square", "without_norm"]
+HEADER = ["std", "seed", "tied", "tied_shuffled", "untied", "stream", "without_norm"]
 
 
 @torch.no_grad()
@@ -26,7 +26,8 @@ def start(label: str, seed: int, ids: Tensor) -> list[object]:
     """Return the losses of one fresh model on 256 tokens: ids (257,).
 
     With the embedding as head and with a head of its own; with the tokens that come replaced by
-    other ones, drawn by lot a hundred times; and with the final norm forgotten.
+    other ones, drawn by lot a hundred times; and with the final norm forgotten. Before the losses
+    of the last kind stands what the norm would have divided by: the stream's mean square.
     """
     torch.manual_seed(seed)
     model = SmolLM2(SmolLM2Config(init_std=SPREADS[label]))
@@ -34,13 +35,14 @@ def start(label: str, seed: int, ids: Tensor) -> list[object]:
     for block in model.model.layers:
         x = block(x)
     without = F.cross_entropy(F.linear(x[0], model.model.embed_tokens.weight), ids[1:])
+    stream = x.pow(2).mean()
     x = model.model.norm(x)[0]  # (T, C)
     logits = F.linear(x, model.model.embed_tokens.weight)  # (T, V)
     tied = F.cross_entropy(logits, ids[1:])
     others = [F.cross_entropy(logits, torch.randperm(logits.shape[1])[ids[1:]]) for _ in range(100)]
     head = torch.randn_like(model.model.embed_tokens.weight) * SPREADS[label]
     untied = F.cross_entropy(F.linear(x, head), ids[1:])
-    numbers = (tied, torch.stack(others).mean(), untied, x.pow(2).mean(), without)
+    numbers = (tied, torch.stack(others).mean(), untied, stream, without)
     return [label, seed, *(f"{number:.4f}" for number in numbers)]
 
 

@@ -145,8 +145,8 @@ def drift(seen: np.ndarray, moved: np.ndarray, gradient: np.ndarray) -> Figure:
     """
     figure, axes = new_figure(1, 2, figsize=(7.5, 2.9))
     for ax, values, title, unit in (
-        (axes[0], gradient, "the gradients differ by far …", "length of a row's gradient"),
-        (axes[1], moved, "… the distances hardly", "distance moved in ten steps"),
+        (axes[0], gradient, "Gradients: hundreds of times apart", "length of a row's gradient"),
+        (axes[1], moved, "After ten steps: about equally far", "distance moved in ten steps"),
     ):
         even = ax is axes[1]
         low = 0 if even else max(float(values.min()), 1e-7)
@@ -157,7 +157,7 @@ def drift(seen: np.ndarray, moved: np.ndarray, gradient: np.ndarray) -> Figure:
                             alpha=0.6, linewidth=0, label=label)  # fmt: skip
         ax.set(xscale="linear" if even else "log", title=title, xlabel=unit, yticks=[])
         ax.set_ylim(0, None)
-    axes[0].set_ylabel("share of the rows")
+    axes[0].set_ylabel("rows, each kind\nscaled to its peak")
     axes[0].legend(fontsize=10)
     return describe(figure, """Two histograms over the rows of a tied table. Left: gradients of
         tokens that are in the text are hundreds of times longer than those of others. Right: after

@@ -26,7 +26,7 @@ def ask(model: SmolLM2, tokenizer: SmolLM2Tokenizer, question: str, tokens: int 
     prompt = chat_prompt(tokenizer, question)
     (ids,) = generate(model, prompt, tokens, temperature=0, stop=stop_tokens(tokenizer))
     answer = tokenizer.decode(ids[len(prompt) :].tolist()).removesuffix("<|im_end|>")
-    return " ".join(answer.split())
+    return " ".join(answer.replace("\N{REPLACEMENT CHARACTER}", "").split())  # half a character
 
 
 def _without_norm(model: Any) -> Callable[[], None]:
