@@ -187,7 +187,7 @@ def resumes(
     return describe(
         figure,
         "Five small panels. In each a thick grey line, the uninterrupted run, and a thin one, a "
-        "resume that lost something. All zigzag alike; without the grey line none looks wrong.",
+        "resume that lost something. All zigzag alike, so that it takes the grey line to see one.",
     )
 
 
@@ -266,7 +266,7 @@ def order(courses: Mapping[str, Sequence[Mapping[int, float]]], a_pass: int) -> 
     return describe(
         figure,
         "Two panels of three curves each, from half a pass on. With pages in order the loss on "
-        "held-out text swings up and down within each pass; with shuffled pages it falls smoothly.",
+        "held-out text swings up and down within each pass; with shuffled pages it swings less.",
     )
 
 
@@ -300,24 +300,32 @@ def copied_lengths(
 
 
 def held_out_losses(runs: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Draw the held-out loss of several runs against their steps, the lowest of each enlarged.
+    """Draw the held-out loss of several runs against their steps, with an arrow to each lowest.
 
     Args:
         runs: label to (step to the held-out loss in nats per token).
     """
-    figure, ax = new_figure(figsize=(7.2, 3.6))
-    for (label, values), (colour, _), marker in zip(runs.items(), _LOOKS, "osv", strict=False):
-        ax.plot(list(values), list(values.values()), "-", marker=marker, color=COLOURS[colour],
-                markersize=3, linewidth=1.2, label=label)  # fmt: skip
-        best = min(values, key=values.__getitem__)
-        ax.plot(best, values[best], marker, color=COLOURS[colour], markersize=8)
-        below = values[best] == min(run[best] for run in runs.values() if best in run)
-        ax.annotate(f"{values[best]:.2f}", (best, values[best]), (0, -15 if below else 9),
-                    fontsize=9, textcoords="offset points", color=COLOURS[colour],
-                    ha="center")  # fmt: skip
-    low = min(min(values.values()) for values in runs.values())
-    ax.set(xlabel="step", ylabel="held-out loss (nats per token)", ylim=(low - 0.4, 8))
-    ax.legend(fontsize=9)
+    figure, ax = new_figure(figsize=(7.5, 3.8))
+    lowest = {label: min(values, key=values.__getitem__) for label, values in runs.items()}
+    for (label, values), colour in zip(runs.items(), ("right", "key", "value"), strict=False):
+        look = {"color": COLOURS[colour]}
+        ax.plot(list(values), list(values.values()), linewidth=1.8, **look)
+        best, end = lowest[label], max(values)
+        words = f"lowest {values[best]:.2f}"
+        if best == end:
+            name = f"{label}: {words}, at its end"
+        else:
+            name = label
+            below = any(values[best] < run[best] for run in runs.values() if best in run)
+            ax.annotate(words, (best, values[best]), (0, -30 if below else 26), fontsize=10,
+                        textcoords="offset points", ha="center", va="center",
+                        arrowprops={"arrowstyle": "->", **look})  # fmt: skip
+        ax.annotate(name, (end, values[end]), (6, 0), textcoords="offset points", fontsize=10,
+                    va="center", annotation_clip=False)  # fmt: skip
+    low, last = min(runs[n][s] for n, s in lowest.items()), max(max(v) for v in runs.values())
+    ax.set(xlabel="step", ylabel="held-out loss (nats per token)", ylim=(low - 0.4, low + 4),
+           xlim=(-0.02 * last, 1.28 * last))  # fmt: skip
+    ax.set_title("From scratch both turn upwards; what was read before counts more", loc="left")
     return describe(
         figure,
         "Held-out loss of the runs against the step. The two from scratch fall, reach their "
