@@ -562,12 +562,12 @@ def training_cost(
 
 
 def training_runs(config: SmolLM2Config) -> dict[str, tuple[int, int]]:
-    """Return the runs that the walkthrough compares: tokens seen, and T.
+    """Return three training runs to compare: tokens seen, and T; first the original project's.
 
     Source: for SmolLM2, Ben Allal et al., 2025, arXiv:2502.02737.
     """
     return {
-        "the walkthrough's 5,000 steps": (5_000 * 4 * 256, 256),
+        "the original 5,000 steps": (5_000 * 4 * 256, 256),
         "Chinchilla's optimum": (chinchilla_tokens(total_parameters(config)), 2048),
         "SmolLM2's own training": (2_000_000_000_000, 2048),
     }

@@ -14,7 +14,7 @@ from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 def one_entry() -> Figure:
     """Draw how one entry of a product of matrices comes about: a row times a column."""
-    figure, ax = drawing.canvas(15.4, 4.6, inches=7.5)
+    figure, ax = drawing.canvas(15.4, 4.9, inches=7.5)
     a, b = [[1, 2, 3], [4, 5, 6]], [[1, 0, 2, 1], [0, 1, 1, 0], [2, 1, 0, 1]]
     product = [[sum(x * y for x, y in zip(row, column, strict=True))
                 for column in zip(*b, strict=True)] for row in a]  # fmt: skip
@@ -25,10 +25,10 @@ def one_entry() -> Figure:
             drawing.cells(ax, left, bottom - high * i, row, colour)
 
     matrix(0.4, 1.55, a, "query")
-    matrix(4.6, 3.4, b, "key")
+    matrix(4.6, 3.7, b, "key")
     matrix(4.6, 1.9 - 0.35, product, "attention")
     for left, bottom, width, height in (
-        (0.4, 1.55, 3, high), (4.6, 3.4 - 2 * high, 1, 3 * high), (4.6, 1.55, 1, high)
+        (0.4, 1.55, 3, high), (4.6, 3.7 - 2 * high, 1, 3 * high), (4.6, 1.55, 1, high)
     ):  # fmt: skip
         ax.add_patch(Rectangle((left, bottom), width, height, fill=False, linewidth=3,
                                edgecolor=COLOURS["wrong"], zorder=4))  # fmt: skip
@@ -36,7 +36,7 @@ def one_entry() -> Figure:
     ax.text(9.2, 2.4, "3 multiplications, 3 additions", fontsize=10)
     ax.text(9.2, 1.7, "2 · 4 entries of 6 FLOPs: 48", fontsize=10)
     ax.text(1.9, 2.27, "2 × 3", ha="center", fontsize=9)
-    ax.text(6.6, 4.12, "3 × 4", ha="center", fontsize=9)
+    ax.text(6.6, 4.42, "3 × 4", ha="center", fontsize=9)
     ax.text(6.6, 0.5, "2 × 4", ha="center", fontsize=9)
     return describe(
         figure,
@@ -50,15 +50,15 @@ def shares(rows: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw which part of a forward pass is spent where, one bar for each length.
 
     Args:
-        rows: label to part to its share; of "masked scores" the bar is hatched.
+        rows: label to part to its share; the bar of "… masked" is hatched.
     """
     figure, ax = new_figure(figsize=(7.4, 0.75 * len(rows) + 1.6))
     looks = {"MLPs": "mlp", "attention's matrices": "attention", "scores and values": "query",
-             "masked scores": "query", "head": "embedding"}  # fmt: skip
+             "scores and values, masked": "query", "head": "embedding"}  # fmt: skip
     for i, parts in enumerate(rows.values()):
         left = 0.0
         for name, share in parts.items():
-            hatch = "///" if name == "masked scores" else ""
+            hatch = "///" if name.endswith("masked") else ""
             ax.barh(i, share, left=left, color=COLOURS[looks[name]] if not hatch else "white",
                     hatch=hatch, edgecolor="white" if not hatch else COLOURS[looks[name]],
                     height=0.66, label=name if i == 0 else "")  # fmt: skip
@@ -106,8 +106,10 @@ def roofline(
         lanes.plot(intensity, [y] * len(m), color=COLOURS[colour], marker=mark, linewidth=1.2,
                    markersize=7, markeredgecolor="white")  # fmt: skip
         for i in (*range(len(m) // 2 + 2), len(m) - 1):
-            lanes.annotate(f"{m[i]:,}" if i else "m = 1", (intensity[i], y), (0, 7), fontsize=9,
-                           textcoords="offset points", ha="center",
+            last = i == len(m) - 1
+            lanes.annotate(f"{m[i]:,}" if i else "m = 1", (intensity[i], y),
+                           (8, -1) if last else (0, 7), fontsize=9, textcoords="offset points",
+                           ha="left" if last else "center", va="center" if last else "bottom",
                            color=COLOURS[colour])  # fmt: skip
     lanes.set_yticks([0, 1], ["gate_proj", "k_proj"])
     lanes.set(ylim=(1.5, -0.75), xlabel="intensity (FLOPs per byte)")
@@ -233,7 +235,7 @@ def cards(speed: float, peaks: Mapping[str, tuple[float, float]]) -> Figure:
     ticks = [0.001, 0.01, 0.1, 1]
     ax.set_xticks(ticks, ["0.1 %", "1 %", "10 %", "100 %"])
     ax.set(xlabel="share of the card's peak", xlim=(5e-4, 1.15), ylim=(-0.6, len(names) + 1.3))
-    ax.set_title("Whichever card it was, less than 3 % of it was used")
+    ax.set_title("Whichever of these cards it was, less than 3 % of its peak was used")
     figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return describe(
         figure,
@@ -267,7 +269,7 @@ def runs(flops: Mapping[str, float], marks: Mapping[str, float]) -> Figure:
     ax.set_xscale("log")
     ax.set(xlim=(2e13, 2e23), ylim=(-0.5, len(names) - 0.5), xlabel="FLOPs")
     ax.grid(False)
-    ax.set_title("From minutes to months of one card", pad=22)
+    ax.set_title("From seconds to months of one card", pad=22)
     return describe(
         figure,
         "Training runs by their FLOPs on a logarithmic axis: the original project's 5,000 steps, "
