@@ -55,7 +55,7 @@ TASKS = [
     # Three seeds of three sizes say how much luck there is.
     *(sized("sizes", width, 0) for width in WIDTHS),
     *(sized("sizes", width, seed) for seed in (1, 2) for width in (16, 32, 64)),
-    # Foretold from the runs above, then met.
+    # Predicted from the runs above, then trained.
     sized("larger", 256, 0)._replace(budgets=scaling.BUDGETS[-2:]),
     # How often the same text can be read again.
     *(sized("repeats", 64, 0, ALL // n) for n in (16, 4)),
@@ -69,7 +69,7 @@ HEADER = ["part", "width", "seed", "rule", "rate", "unique", "budget"]
 HEADER += ["parameters", "training", "held_out", "new_plays", "uncooled"]
 
 
-def foretell(path: Path, target: Path) -> None:
+def predict_larger(path: Path, target: Path) -> None:
     """Write down what the larger run should reach, from the sizes alone; only once."""
     if target.exists():
         return
@@ -84,12 +84,13 @@ def foretell(path: Path, target: Path) -> None:
     [task] = [task for task in TASKS if task.part == "larger"]
     size = parameters(task.width)
     found = [law.predict(*runs, size=size, length=budget) for budget in task.budgets]
-    said = [
+    predicted = [
         [task.width, size, budget, *(f"{loss:.4f}" for loss in loss_low_high)]
         for budget, loss_low_high in zip(task.budgets, found, strict=True)
     ]
     head = f"# python -m benchmarks.record_scaling, from {len(rows)} losses, before the run itself"
-    table = ["width,parameters,budget,loss,low,high", *(",".join(map(str, row)) for row in said)]
+    lines = [",".join(map(str, row)) for row in predicted]
+    table = ["width,parameters,budget,loss,low,high", *lines]
     target.write_text("\n".join([head, *table, ""]))
     print(*table, sep="\n", flush=True)
 
@@ -114,7 +115,7 @@ def main() -> None:
         if (*map(str, task[:6]), str(task.budgets[-1])) in there:
             continue
         if task.part == "larger":
-            foretell(path, chosen.out / "scaling_prediction.csv")
+            predict_larger(path, chosen.out / "scaling_prediction.csv")
         size = parameters(task.width)
         rows = []
         for budget, *losses in scaling.train(

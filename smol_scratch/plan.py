@@ -109,7 +109,7 @@ def block_parameters(config: SmolLM2Config) -> int:
 def on_the_wire(
     config: SmolLM2Config, B: int, T: int, dtype: torch.dtype = torch.bfloat16, *, cards: int
 ) -> dict[str, int]:
-    """Return the bytes that each card sends in one training step, by the way the work is split.
+    """Return the bytes that a card sends in one training step, by the way the work is split.
 
     Each row splits over all ``cards`` in one way alone. A sum over all cards in a ring costs each
     card 2 (n - 1)/n times the numbers that are summed, a gathering or a scattering half of that.
@@ -120,7 +120,9 @@ def on_the_wire(
     - each matrix split over the cards (tensor parallelism): two sums of the residual stream a
       block, forward and again backward, in ``dtype``.
     - blocks in sequence (pipeline): the stream goes to the next card and its gradient back,
-      float32, as the stream is kept here.
+      float32, as the stream is kept here. Of two cards each sends one of these, 4·B·T·C bytes; of
+      more, one in the middle sends both, 8·B·T·C, and the first and last half of that. The row is
+      that of the busiest card.
 
     Sources: Patarasuk and Yuan, 2009 (the ring); Rajbhandari et al., 2020, arXiv:1910.02054;
     Shoeybi et al., 2019, arXiv:1909.08053; Huang et al., 2019, arXiv:1811.06965.
@@ -137,7 +139,7 @@ def on_the_wire(
         "copies of the model, gradients summed": 4 * ring(N, 2),
         "sharded weights, gradients and moments": 4 * (ring(N, 2) + ring(blocks, 1)),
         "each matrix split": dtype.itemsize * ring(4 * config.n_layer * stream, 2),
-        "blocks in sequence": 2 * 4 * stream if n > 1 else 0,
+        "blocks in sequence": 4 * stream * min(n - 1, 2),
     }
 
 

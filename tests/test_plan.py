@@ -103,7 +103,7 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     assert plan.plan(SHAPES["1.7B"], 1e9, "T4", dtype=torch.float16).largest_batch == 0
 
 
-@pytest.mark.parametrize("n", [1, 2, 8])
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
 def test_what_goes_over_the_wire(n):
     """A ring of n: of what is summed each card sends 2 (n - 1)/n, of what is gathered half."""
     shape, B, T = SHAPES["135M"], 4, 256
@@ -117,7 +117,18 @@ def test_what_goes_over_the_wire(n):
     assert sent["sharded weights, gradients and moments"] == pytest.approx(right, abs=8)
     right = 2 * part * 4 * shape.n_layer * B * T * C * 2
     assert sent["each matrix split"] == pytest.approx(right, abs=8)
-    assert sent["blocks in sequence"] == (8 * B * T * C if n > 1 else 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_the_busiest_card_of_a_pipeline(n):
+    """Counted border by border: activations to the right, their gradients back to the left."""
+    shape, B, T = SHAPES["135M"], 4, 256
+    sent = [0] * n
+    for left in range(n - 1):
+        sent[left] += 4 * B * T * shape.n_embd  # float32
+        sent[left + 1] += 4 * B * T * shape.n_embd
+    assert plan.on_the_wire(shape, B, T, cards=n)["blocks in sequence"] == max(sent)
+    assert max(sent) == {1: 0, 2: 4, 3: 8, 8: 8}[n] * B * T * shape.n_embd
 
 
 @pytest.mark.parametrize("name", ["full_run.csv", "tenth_run.csv", "finetuned_run.csv"])

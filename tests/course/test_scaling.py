@@ -1,9 +1,12 @@
 """The law that notebook 14 fits, on runs whose law is known, and the trainings behind it."""
 
+import math
+
 import pytest
 import torch
 
 from benchmarks import record_scaling
+from smol_scratch import accounting
 from smol_scratch.course import law, races, scaling
 from smol_scratch.course.law import Law
 
@@ -108,6 +111,39 @@ def test_the_best_size_is_the_best():
             return TRUE.loss(n, flops / (6 * n))
 
         assert at(size) < min(at(0.99 * size), at(1.01 * size))
+
+
+def test_attention_is_counted_as_palm_counts_it():
+    """Exactly where the MLP's width needs no rounding, elsewhere within 4 %."""
+    for width in (16, 32, 48, 64, 96, 128, 256):
+        config = scaling.model(width, 0).config
+        right = sum(accounting.palm_flops(config, scaling.CONTEXT).values()) / scaling.CONTEXT
+        off = abs(scaling.per_character(width) / right - 1)
+        assert off < (1e-12 if width in (48, 96) else 0.04)
+
+
+def test_the_best_size_with_attention_is_the_best():
+    """No neighbouring width gives a lower loss for the same FLOPs."""
+    for flops in (1e10, 1e12):
+        size = scaling.best_size(TRUE, flops)
+        width = next(w / 100 for w in range(100, 30_000) if 20 * w**2 / 1e4 + 1.34 * w >= size)
+
+        def at(w, flops=flops):
+            return TRUE.loss(20 * w**2 + 134 * w, flops / scaling.per_character(w))
+
+        assert at(width) < min(at(0.98 * width), at(1.02 * width))
+        # Narrow models are dearer than 6 N D says, so the budget's best is not the same.
+        assert size != pytest.approx(TRUE.best_size(flops), rel=1e-3)
+
+
+def test_rulers_lead_through_the_means_of_their_sizes():
+    known = [(n, 3 - 0.1 * math.log(n) + luck) for n in SIZES for luck in (-0.05, 0.05)]
+    for line in scaling.rulers(known, (1e6, 1e8)).values():
+        assert line == pytest.approx((3 - 0.1 * math.log(1e6), 3 - 0.1 * math.log(1e8)))
+    bent = [(n, loss + (n == SIZES[3])) for n, loss in known]
+    lines = scaling.rulers(bent, (1e6,))
+    assert lines["197k and 341k"] == pytest.approx((3 - 0.1 * math.log(1e6),))
+    assert lines["89k and 341k"][0] < lines["all six"][0] - 0.1
 
 
 @pytest.mark.parametrize(

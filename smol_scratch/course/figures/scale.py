@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from smol_scratch.course.figures.drawing import arrow, box, canvas
 from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
-_MEASURED, _LAW, _FORETOLD = COLOURS["query"], COLOURS["residual"], COLOURS["key"]
+_MEASURED, _LAW, _PREDICTED = COLOURS["query"], COLOURS["residual"], COLOURS["key"]
 Points = Sequence[tuple[float, float]]
 
 
@@ -43,7 +43,7 @@ def opening(known: Points, size: float) -> Figure:
     """
     figure, ax = new_figure(figsize=(7.2, 3.3))
     ax.plot(*zip(*known, strict=True), "o", color=_MEASURED)
-    ax.axvline(size, color=_FORETOLD, linewidth=9, alpha=0.35)
+    ax.axvline(size, color=_PREDICTED, linewidth=9, alpha=0.35)
     low, high = min(y for _, y in known), max(y for _, y in known)
     ax.text(size, (low + high) / 2, "?", fontsize=26, ha="center", va="center", weight="bold")
     ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
@@ -104,27 +104,25 @@ def branches(budgets: Sequence[float], cooldown: float, rate: float) -> Figure:
         straight line.""")  # fmt: skip
 
 
-def fitted(
-    losses: Mapping[float, Points], law: Callable[[float, float], float], sizes: Sequence[float]
-) -> Figure:
+def fitted(losses: Mapping[float, Points], law: Callable[[float, float], float]) -> Figure:
     """Draw measured losses against the characters, and the law as lines.
 
     Args:
         losses: parameters to characters and loss of every run.
         law: from parameters and characters to loss.
-        sizes: which of them to label, all drawn.
     """
-    figure, ax = new_figure(figsize=(7.2, 4.0))
+    figure, ax = new_figure(figsize=(7.2, 4.6))
     lengths = sorted({x for points in losses.values() for x, _ in points})
     fine = np.geomspace(lengths[0] / 1.1, lengths[-1] * 1.1, 40)
     for colour, size in zip(_shades(len(losses)), sorted(losses), strict=True):
         ax.plot(fine, [law(size, x) for x in fine], color=colour, linewidth=1.5)
         ax.plot(*zip(*losses[size], strict=True), "o", color=colour, markersize=5)
-        if size in sizes:
-            ax.text(fine[-1] * 1.03, law(size, fine[-1]), _thousands([size])[0], va="center",
-                    fontsize=10)  # fmt: skip
+    above = 0.0
+    for size in sorted(losses, reverse=True):
+        above = max(law(size, fine[-1]), above + 0.05)  # a line's height apart
+        ax.text(fine[-1] * 1.03, above, _thousands([size])[0], va="center", fontsize=10)
     ax.set(xscale="log", xlabel="characters trained on (none twice)",
-           ylabel="held-out loss\n(nats per character)", xlim=(fine[0], fine[-1] * 1.18),
+           ylabel="held-out loss\n(nats per character)", xlim=(fine[0], fine[-1] * 1.22),
            title="points: runs · lines: one law for all of them")  # fmt: skip
     _ticks(ax, "x", lengths, _thousands(lengths))
     return describe(figure, """Held-out loss against characters trained on, one line for each of six
@@ -132,37 +130,37 @@ def fitted(
         near the lines, farthest off for the smallest model.""")  # fmt: skip
 
 
-def met(
+def prediction(
     known: Points,
     law: Callable[[float], float],
-    foretold: tuple[float, float, float, float],
+    predicted: tuple[float, float, float, float],
     found: float,
 ) -> Figure:
-    """Draw the runs of one length, the law, what it said of a larger model, and what came.
+    """Draw the runs of one length, their law, what it predicts of a larger model, and its loss.
 
     Args:
         known: parameters and loss of each small run.
         law: from parameters to loss.
-        foretold: parameters, loss, and the bounds of the interval.
+        predicted: parameters, loss, and the bounds of the interval.
         found: the larger run's loss.
     """
     figure, ax = new_figure(figsize=(7.2, 3.5))
-    size, middle, low, high = foretold
+    size, middle, low, high = predicted
     fine = np.geomspace(min(x for x, _ in known), size * 1.1, 60)
     ax.plot(fine, [law(x) for x in fine], color=_LAW, linewidth=1.5)
     ax.plot(*zip(*known, strict=True), "o", color=_MEASURED, label="fitted to")
-    ax.plot([size, size], [low, high], color=_FORETOLD, linewidth=9, alpha=0.6,
-            solid_capstyle="butt", label="foretold: 90 % interval")  # fmt: skip
+    ax.plot([size, size], [low, high], color=_PREDICTED, linewidth=9, alpha=0.6,
+            solid_capstyle="butt", label="predicted: 90 % interval")  # fmt: skip
     ax.plot(size, middle, "_", color="black", markersize=14)
-    ax.plot(size, found, "D", color=COLOURS["wrong"], markersize=7, label="met")
+    ax.plot(size, found, "D", color=COLOURS["wrong"], markersize=7, label="measured")
     ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
            xlim=(fine[0] / 1.25, size * 1.5))  # fmt: skip
     sizes = [*sorted({x for x, _ in known}), size]
     _ticks(ax, "x", sizes, _thousands(sizes))
     ax.legend(fontsize=10)
     return describe(figure, """Held-out loss against parameters. Points of the small runs, a falling
-        curve through them, and at 1.3 million parameters the foretold interval with the loss that
-        was met.""")  # fmt: skip
+        curve through them, and at 1.3 million parameters the predicted interval with the measured
+        loss.""")  # fmt: skip
 
 
 def split(
@@ -192,7 +190,7 @@ def split(
         (slice(0, inside), 0.9, "the law's best split at each price"),
         (slice(inside, None), 0.35, "the same, with more text than there is"),
     ):
-        ax.plot(fine[part], band[part], color=_FORETOLD, linewidth=7, alpha=alpha, zorder=0,
+        ax.plot(fine[part], band[part], color=_PREDICTED, linewidth=7, alpha=alpha, zorder=0,
                 label=words, solid_capstyle="butt")  # fmt: skip
     ax.set(xscale="log", xlabel="training compute, 6 · parameters · characters (FLOPs)",
            ylabel="held-out loss\n(nats per character)")  # fmt: skip
@@ -214,12 +212,12 @@ def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
     figure, ax = new_figure(figsize=(7.4, 4.0))
     ax.plot(*zip(*fresh, strict=True), "o-", color=_MEASURED, linewidth=3)
     labels = [(fresh[-1][1], "never twice", _MEASURED)]
-    warm = [mpl.colormaps["Oranges"](x) for x in np.linspace(0.45, 0.95, len(repeated))]
+    warm = [mpl.colormaps["Oranges"](x) for x in np.linspace(0.6, 0.95, len(repeated))]
     for colour, unique in zip(warm, sorted(repeated, reverse=True), strict=True):
         points = repeated[unique]
         ax.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=1.5, markersize=4)
         words = f"{points[-1][0] / unique:.0f} passes of {_thousands([unique])[0]}"
-        labels.append((points[-1][1], words, "black"))
+        labels.append((points[-1][1], words, colour))
     above = 0.0
     for y, words, colour in sorted(labels):
         above = max(y, above + 0.045)  # a line's height apart
@@ -234,7 +232,8 @@ def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
         figure,
         """Held-out loss against characters trained on. Where nothing is read
         twice the loss falls all the way. Four passes over a quarter of the text follow that line to
-        its end; of a sixteenth the loss leaves it after some passes and rises at the end.""",
+        its end; of a sixteenth the loss leaves it, and after sixteen passes is higher than after
+        eight.""",
     )
 
 
@@ -252,17 +251,20 @@ def two_scales(small: Mapping[str, Points], large: Mapping[str, Points]) -> Figu
         for (label, points), (colour, marker) in zip(curves.items(), looks, strict=False):
             ax.plot(*zip(*points, strict=True), f"{'' if dense else marker}-", markersize=5,
                     color=COLOURS[colour], label=label)  # fmt: skip
-            least = min(points, key=lambda point: point[1])
-            ax.plot(*least, marker, color=COLOURS[colour], markersize=9, markeredgecolor="black")
-        ax.set(xlabel="passes over the same text", ylabel=f"held-out loss (nats per {unit})")
+            if not dense:  # where a line is as jagged as that, its lowest point is luck
+                least = min(points, key=lambda point: point[1])
+                ax.plot(*least, marker, color=COLOURS[colour], markersize=9,
+                        markeredgecolor="black")  # fmt: skip
+        ax.set(xlabel="passes over the same text", ylabel=f"held-out loss (nats per {unit})",
+               xticks=[0, 4, 8, 12, 16])  # fmt: skip
         ax.legend(fontsize=9.5, loc="upper center")
-    axes[0].set_title("57 thousand characters")
-    axes[1].set_title("a megabyte: the original's text")
-    return describe(figure, """Two panels of held-out loss against passes over the same text, the
-        lowest point of each curve marked. Left, on 57 thousand characters: 7 thousand parameters
-        fall all the way, 89 thousand turn after eight passes. Right, on a megabyte: 13 million and
-        135 million parameters reach much the same lowest point after about six passes and rise; the
-        larger model more steeply.""")  # fmt: skip
+    axes[0].set_title("57 thousand characters,\neach length cooled down")
+    axes[1].set_title("a megabyte: the original's text,\nread on the way")
+    return describe(figure, """Two panels of held-out loss against passes over the same text.
+        Left, on 57 thousand characters, 2, 4, 8 and 16 passes: 7 thousand parameters fall all the
+        way, 89 thousand are lowest at eight. Right, on a megabyte, two jagged lines: 135 million
+        parameters are lowest between the fourth and the eighth pass and then rise steeply; 13
+        million stay level from the fourth to the tenth and rise later and less.""")  # fmt: skip
 
 
 def rates(panels: Mapping[str, Mapping[int, Points]]) -> Figure:
@@ -351,26 +353,26 @@ def wires(seconds: Mapping[str, Mapping[str, float]], compute: float) -> Figure:
         compute: seconds that a card computes per step.
     """
     figure, ax = new_figure(figsize=(7.4, 3.4))
-    wires_ = list(next(iter(seconds.values())))
+    links = list(next(iter(seconds.values())))
     for row, taken in enumerate(seconds.values()):
-        for i, (wire, colour) in enumerate(zip(wires_, ("key", "value"), strict=True)):
+        for i, (link, colour, marker) in enumerate(zip(links, ("key", "value"), "os", strict=True)):
             y = row + (i - 0.5) * 0.36
-            ax.barh(y, taken[wire], height=0.34, color=COLOURS[colour],
-                    label=wire if row == 0 else None)  # fmt: skip
-            ms = taken[wire] * 1e3
+            # Points, not bars: where a bar begins on a logarithmic axis is arbitrary.
+            ax.plot(taken[link], y, marker, color=COLOURS[colour], markersize=9,
+                    label=link if row == 0 else None)  # fmt: skip
+            ms = taken[link] * 1e3
             label = (
                 f"{ms / 1e3:.1f} s" if ms > 1e3 else f"{ms:.0f} ms" if ms > 10 else f"{ms:.1f} ms"
             )
-            ax.text(taken[wire] * 1.1, y, label, va="center", fontsize=10, zorder=5,
+            ax.text(taken[link] * 1.15, y, label, va="center", fontsize=10, zorder=5,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     ax.axvline(compute, color=_LAW, linewidth=2)
-    ax.text(compute * 1.1, -0.2, f"computing:\n{compute * 1e3:.0f} ms", fontsize=10, va="center")
+    ax.text(compute * 1.1, 0.35, f"computing:\n{compute * 1e3:.0f} ms", fontsize=10, va="center")
     ax.set_yticks(range(len(seconds)), list(seconds))
-    ax.invert_yaxis()
-    ax.set(xscale="log", xlabel="seconds per step and card, if nothing overlaps", xlim=(None, 5))
-    ax.grid(visible=False, axis="y")
+    ax.set(xscale="log", xlabel="seconds in a step, if nothing overlaps", xlim=(1e-3, 10),
+           ylim=(len(seconds) - 0.5, -0.5))  # fmt: skip
     figure.legend(loc="outside upper center", ncols=2, fontsize=10)
-    return describe(figure, """Bars on a logarithmic axis: the time on the wire per step for data
-        parallel, sharded, tensor parallel and pipeline, on a network and on links inside one
-        machine; a line marks the time that the card computes. Only tensor parallel over the network
-        takes longer than that.""")  # fmt: skip
+    return describe(figure, """Points on a logarithmic axis: the time on the wire in a step of three
+        cards for data parallel, sharded, tensor parallel and pipeline, on a network and on links
+        inside one machine; a line marks the time that a card computes. Only tensor parallel over
+        the network takes longer than that.""")  # fmt: skip

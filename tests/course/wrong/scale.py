@@ -37,9 +37,8 @@ def half_a_ring(tensors, wire):
     return [torch.cat(mine) for mine in pieces]
 
 
-def at(n, d):
-    runs = scale.reported()
-    return next(i for i, run in enumerate(runs) if (run.size, run.length) == (n, d))
+def at(n, seed, d):
+    return next(i for i, run in enumerate(scale.reported()) if run[:3] == (n, seed, d))
 
 
 WRONG = {
@@ -62,10 +61,10 @@ WRONG = {
         (lambda tensors, wire: sum(tensors), "return a list of 2"),
     ],
     "check_spoiled": [
-        (at(7_008, 114_688), "the highest loss, and should"),
-        (at(7_008, 917_504), "less well as a whole"),
-        (at(340_736, 917_504), "lies closer to a law"),
-        (24, "a place in the list"),
+        (at(7_008, 0, 114_688), "a seed's luck"),
+        (at(7_008, 2, 917_504), "above the rest of its run, but on the law"),
+        (at(340_736, 0, 917_504), "closer to the rest of its run"),
+        (48, "a place in the list"),
         ("third", "a place in the list"),
     ],
 }
