@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -226,25 +226,14 @@ def best_size(found: Law, flops: float) -> float:
     return min(pairs, key=lambda pair: found.loss(*pair))[0]
 
 
-def rulers(
-    known: Sequence[tuple[float, float]], beyond: Sequence[float]
-) -> dict[str, tuple[float, ...]]:
-    """Return where straight lines of loss against log N lead, each through some of the sizes.
+def ruler(known: Sequence[tuple[float, float]], sizes: Collection[float]) -> Callable[..., float]:
+    """Lay a straight line of loss against log N through some sizes, and return it.
 
     Args:
         known: parameters and loss of the runs; seeds of one size count as their mean.
-        beyond: the parameters to go to.
+        sizes: the parameters of those that count; through more than two goes the closest line.
     """
-    by_size: dict[float, list[float]] = {}
-    for size, reached in known:
-        by_size.setdefault(size, []).append(reached)
-    means = [(math.log(n), statistics.mean(found)) for n, found in sorted(by_size.items())]
-    lines = {}
-    for name, points in (
-        ("89k and 341k", [means[3], means[5]]),
-        ("197k and 341k", means[4:]),
-        ("all six", means),
-    ):
-        slope, start = statistics.linear_regression(*zip(*points, strict=True))
-        lines[name] = tuple(start + slope * math.log(n) for n in beyond)
-    return lines
+    reached = {n: [loss for size, loss in known if size == n] for n in sorted(sizes)}
+    logs, means = [math.log(n) for n in reached], [statistics.mean(x) for x in reached.values()]
+    slope, start = statistics.linear_regression(logs, means)
+    return lambda n: start + slope * math.log(n)

@@ -136,14 +136,13 @@ def test_the_best_size_with_attention_is_the_best():
         assert size != pytest.approx(TRUE.best_size(flops), rel=1e-3)
 
 
-def test_rulers_lead_through_the_means_of_their_sizes():
+def test_a_ruler_leads_through_the_means_of_its_sizes():
     known = [(n, 3 - 0.1 * math.log(n) + luck) for n in SIZES for luck in (-0.05, 0.05)]
-    for line in scaling.rulers(known, (1e6, 1e8)).values():
-        assert line == pytest.approx((3 - 0.1 * math.log(1e6), 3 - 0.1 * math.log(1e8)))
     bent = [(n, loss + (n == SIZES[3])) for n, loss in known]
-    lines = scaling.rulers(bent, (1e6,))
-    assert lines["197k and 341k"] == pytest.approx((3 - 0.1 * math.log(1e6),))
-    assert lines["89k and 341k"][0] < lines["all six"][0] - 0.1
+    beyond = 3 - 0.1 * math.log(1e6)
+    for runs, through in ((known, SIZES), (known, SIZES[3:5]), (bent, (SIZES[4], SIZES[1]))):
+        assert scaling.ruler(runs, through)(1e6) == pytest.approx(beyond)
+    assert scaling.ruler(bent, (SIZES[3], SIZES[4]))(1e6) < beyond - 0.1
 
 
 @pytest.mark.parametrize(

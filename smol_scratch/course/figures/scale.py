@@ -163,6 +163,50 @@ def prediction(
         loss.""")  # fmt: skip
 
 
+def farther(
+    known: Points,
+    law: Callable[[float], float],
+    drawn: Callable[[float], tuple[float, float]],
+    rulers: Mapping[str, Callable[[float], float]],
+    found: tuple[float, float],
+    size: float,
+) -> Figure:
+    """Draw where the law and straight lines lead, far beyond the runs that they were laid through.
+
+    Args:
+        known: parameters and loss of each small run.
+        law: from parameters to loss.
+        drawn: from parameters to the bounds of the redrawn laws.
+        rulers: label to a straight line, from parameters to loss.
+        found: parameters and loss of the larger run.
+        size: parameters at the right edge.
+    """
+    figure, ax = new_figure(figsize=(7.2, 3.9))
+    fine = np.geomspace(min(x for x, _ in known), size, 60)
+    low, high = zip(*[drawn(x) for x in fine], strict=True)
+    ax.fill_between(fine, low, high, color=_PREDICTED, alpha=0.35, linewidth=0, zorder=1)
+    ax.plot(fine, [law(x) for x in fine], color=_LAW, linewidth=2)
+    labels = [(law(size), "the law", _LAW)]
+    for (name, ruler), colour in zip(rulers.items(), ("value", "up", "down"), strict=True):
+        ax.plot(fine, [ruler(x) for x in fine], color=COLOURS[colour], linewidth=1.5)
+        labels.append((ruler(size), f"ruler: {name}", COLOURS[colour]))
+    ax.plot(*zip(*known, strict=True), "o", color=_MEASURED, markersize=5)
+    ax.plot(*found, "D", color=COLOURS["wrong"], markersize=7, zorder=5)
+    above = 3.0
+    for y, words, colour in sorted(labels, reverse=True):
+        above = min(y, above - 0.085)  # a line's height apart
+        ax.text(size * 1.15, above, words, va="center", fontsize=10, color=colour)
+    ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
+           xlim=(fine[0] / 1.3, size * 22),
+           title="band: 90 % of the redrawn laws · diamond: the larger run")  # fmt: skip
+    sizes = [min(x for x, _ in known), max(x for x, _ in known), found[0], size]
+    _ticks(ax, "x", sizes, ["7k", "341k", "1.3M", "134M"])
+    return describe(figure, """Held-out loss against parameters, from 7 thousand to 134 million. The
+        law bends and levels off, within a band of redrawn laws that widens to the right. Three
+        straight lines leave it: two of them pass close to the larger run, the third well below. At
+        134 million the law and one ruler agree, the others end lower.""")  # fmt: skip
+
+
 def split(
     losses: Mapping[float, Points],
     law: Callable[[float, float], float],
@@ -188,9 +232,9 @@ def split(
     inside = sum(c / 6 / best(c) <= text for c in fine)
     for part, alpha, words in (
         (slice(0, inside), 0.9, "the law's best split at each price"),
-        (slice(inside, None), 0.35, "the same, with more text than there is"),
+        (slice(inside - 1, None), 0.35, "the same, with more text than there is"),
     ):
-        ax.plot(fine[part], band[part], color=_PREDICTED, linewidth=7, alpha=alpha, zorder=0,
+        ax.plot(fine[part], band[part], color=_PREDICTED, linewidth=7, alpha=alpha, zorder=1,
                 label=words, solid_capstyle="butt")  # fmt: skip
     ax.set(xscale="log", xlabel="training compute, 6 · parameters · characters (FLOPs)",
            ylabel="held-out loss\n(nats per character)")  # fmt: skip
@@ -224,7 +268,7 @@ def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
         ax.text(fresh[-1][0] * 1.06, above, words, va="center", fontsize=10, color=colour)
     ax.set(xscale="log", xlabel="characters trained on, repetitions included",
            ylabel="held-out loss\n(nats per character)",
-           xlim=(fresh[0][0] / 1.1, fresh[-1][0] * 2.9),
+           xlim=(fresh[0][0] / 1.1, fresh[-1][0] * 2.2),
            title=f"the same text again and again, {size} parameters")  # fmt: skip
     lengths = [x for x, _ in fresh]
     _ticks(ax, "x", lengths, _thousands(lengths))
@@ -237,34 +281,36 @@ def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
     )
 
 
-def two_scales(small: Mapping[str, Points], large: Mapping[str, Points]) -> Figure:
+def two_scales(
+    small: Mapping[str, Points], large: Mapping[str, Points], means: Mapping[str, Points]
+) -> Figure:
     """Draw held-out loss against passes: small models on little text, large ones on a megabyte.
 
     Args:
         small: label to passes and loss in nats per character.
-        large: label to passes and loss in nats per token.
+        large: label to passes and loss in nats per token, every one that was read.
+        means: the same, averaged over a few passes each.
     """
     figure, axes = new_figure(1, 2, figsize=(8.0, 3.5))
-    looks = (("up", "s"), ("query", "o"), ("down", "D"))
-    for ax, curves, unit in zip(axes, (small, large), ("character", "token"), strict=True):
-        dense = len(next(iter(curves.values()))) > 10
-        for (label, points), (colour, marker) in zip(curves.items(), looks, strict=False):
-            ax.plot(*zip(*points, strict=True), f"{'' if dense else marker}-", markersize=5,
-                    color=COLOURS[colour], label=label)  # fmt: skip
-            if not dense:  # where a line is as jagged as that, its lowest point is luck
-                least = min(points, key=lambda point: point[1])
-                ax.plot(*least, marker, color=COLOURS[colour], markersize=9,
-                        markeredgecolor="black")  # fmt: skip
+    looks = (("up", "s"), ("query", "o"))
+    for ax, curves, unit in zip(axes, (small, means), ("character", "token"), strict=True):
+        for (label, points), (colour, marker) in zip(curves.items(), looks, strict=True):
+            if curves is means:
+                ax.plot(*zip(*large[label], strict=True), color=COLOURS[colour], linewidth=1.5,
+                        alpha=0.4)  # fmt: skip
+            ax.plot(*zip(*points, strict=True), f"{marker}-", markersize=6, color=COLOURS[colour],
+                    label=label)  # fmt: skip
         ax.set(xlabel="passes over the same text", ylabel=f"held-out loss (nats per {unit})",
-               xticks=[0, 4, 8, 12, 16])  # fmt: skip
-        ax.legend(fontsize=9.5, loc="upper center")
+               xticks=[0, 4, 8, 12, 16], xlim=(0, 16.6))  # fmt: skip
+        ax.legend(fontsize=9.5, loc="upper center", title="parameters", title_fontsize=9.5)
     axes[0].set_title("57 thousand characters,\neach length cooled down")
-    axes[1].set_title("a megabyte: the original's text,\nread on the way")
+    axes[1].set_title("a megabyte, read on the way;\nmarks: means of two passes")
     return describe(figure, """Two panels of held-out loss against passes over the same text.
         Left, on 57 thousand characters, 2, 4, 8 and 16 passes: 7 thousand parameters fall all the
-        way, 89 thousand are lowest at eight. Right, on a megabyte, two jagged lines: 135 million
-        parameters are lowest between the fourth and the eighth pass and then rise steeply; 13
-        million stay level from the fourth to the tenth and rise later and less.""")  # fmt: skip
+        way, 89 thousand are lowest at eight. Right, on a megabyte, two jagged pale lines and their
+        means: 135 million parameters are lowest between the fourth and the eighth pass and then
+        rise steeply; 13 million stay level from the fourth to the tenth and rise later and
+        less.""")  # fmt: skip
 
 
 def rates(panels: Mapping[str, Mapping[int, Points]]) -> Figure:
@@ -364,7 +410,9 @@ def wires(seconds: Mapping[str, Mapping[str, float]], compute: float) -> Figure:
             label = (
                 f"{ms / 1e3:.1f} s" if ms > 1e3 else f"{ms:.0f} ms" if ms > 10 else f"{ms:.1f} ms"
             )
-            ax.text(taken[link] * 1.15, y, label, va="center", fontsize=10, zorder=5,
+            close = taken[link] < compute < 2.5 * taken[link]  # its label would lie on the line
+            x, side = (taken[link] / 1.15, "right") if close else (taken[link] * 1.15, "left")
+            ax.text(x, y, label, ha=side, va="center", fontsize=10, zorder=5,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     ax.axvline(compute, color=_LAW, linewidth=2)
     ax.text(compute * 1.1, 0.35, f"computing:\n{compute * 1e3:.0f} ms", fontsize=10, va="center")
