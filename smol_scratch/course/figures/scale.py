@@ -197,7 +197,7 @@ def farther(
         above = min(y, above - 0.085)  # a line's height apart
         ax.text(size * 1.15, above, words, va="center", fontsize=10, color=colour)
     ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
-           xlim=(fine[0] / 1.3, size * 22),
+           xlim=(fine[0] / 1.3, size * 32),
            title="band: 90 % of the redrawn laws · diamond: the larger run")  # fmt: skip
     sizes = [min(x for x, _ in known), max(x for x, _ in known), found[0], size]
     _ticks(ax, "x", sizes, ["7k", "341k", "1.3M", "134M"])
