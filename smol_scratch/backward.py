@@ -141,8 +141,8 @@ def attention_backward(
     return dq, dk, dv
 
 
-def gate_backward(dp: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the gradient of SwiGLU's product, p = SiLU(gate) ⊙ up, back to both readings.
+def gate_backward(dm: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the gradient of SwiGLU's product, m = SiLU(gate) ⊙ up, back to both factors.
 
     SiLU(z) = z s with s the sigmoid of z, and ds/dz = s (1 - s): its slope is s (1 + z (1 - s)).
 
@@ -151,16 +151,16 @@ def gate_backward(dp: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]
     Source: Shazeer, 2020, arXiv:2002.05202, for the product.
     """
     s = torch.sigmoid(gate)  # (..., hidden)
-    dgate = dp * up * s * (1 + gate * (1 - s))  # (..., hidden)
-    dup = dp * gate * s  # (..., hidden)
+    dgate = dm * up * s * (1 + gate * (1 - s))  # (..., hidden)
+    dup = dm * gate * s  # (..., hidden)
     return dgate, dup
 
 
 def cross_entropy_backward(logits: Tensor, targets: Tensor, count: int) -> Tensor:
     """Return the gradient of the mean cross-entropy with respect to the logits.
 
-    For one token, -log softmax(z)_y has the gradient p - onehot(y): what the model expected, minus
-    what came. In the mean each token's share is 1 / ``count``.
+    For one token, -log softmax(z)_y has the gradient p - onehot(y): the prediction, minus the token
+    that really came next. In the mean each token's share is 1 / ``count``.
 
     Args:
         logits: (N, V).
@@ -233,8 +233,8 @@ class Kept(NamedTuple):
         v: values, (B, G, T, D).
         y: what attention gathered, (B, H, T, D).
         h: the stream after attention, (B, T, C).
-        gate: the gate's reading, (B, T, hidden).
-        up: the other reading, (B, T, hidden).
+        gate: what the gate's matrix gave, before SiLU, (B, T, hidden).
+        up: what the other matrix gave, (B, T, hidden).
     """
 
     x: Tensor
@@ -303,10 +303,10 @@ def block_backward(block: Block, kept: Kept, dout: Tensor) -> tuple[Tensor, dict
     norm = block.post_attention_layernorm
     r = inverse_rms(h, norm.eps)  # (B, T, 1)
     b = norm.weight * (h * r)  # (B, T, C)
-    dp, grads["mlp.down_proj.weight"] = linear_backward(
+    dm, grads["mlp.down_proj.weight"] = linear_backward(
         dout, F.silu(gate) * up, mlp.down_proj.weight
     )
-    dgate, dup = gate_backward(dp, gate, up)  # (B, T, hidden) each
+    dgate, dup = gate_backward(dm, gate, up)  # (B, T, hidden) each
     db, grads["mlp.gate_proj.weight"] = linear_backward(dgate, b, mlp.gate_proj.weight)
     more, grads["mlp.up_proj.weight"] = linear_backward(dup, b, mlp.up_proj.weight)
     dh, grads["post_attention_layernorm.weight"] = norm_backward(db + more, h, norm.weight, r)

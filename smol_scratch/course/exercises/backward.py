@@ -15,28 +15,30 @@ from smol_scratch.course.exercises import Hint, exercise
 from smol_scratch.course.measure.replaced import replaced
 from smol_scratch.model import SmolLM2
 
-_PENCIL = {"gate": 4, "up": 6, "x": 25}
+_PENCIL = {"g": 6, "h": 24, "x": 108}
 
 
 @exercise
 def check_pencil(answer: Mapping[str, float]) -> str:
-    """Expect the gradients at gate, up and x of y = x + (3x)(2x) at x = 2."""
+    """Expect the gradients at g, h and x of h = 3x, g = h x, y = g h at x = 2."""
     if not isinstance(answer, Mapping) or set(answer) != set(_PENCIL):
-        raise Hint('the answer is a dictionary with "gate", "up" and "x"')
+        raise Hint('the answer is a dictionary with "g", "h" and "x"')
     found = {name: float(value) for name, value in answer.items()}
-    if (found["gate"], found["up"]) == (6, 4):
-        raise Hint("each factor gets the value of the *other* one, not its own")
-    if found["gate"] != 4:
-        raise Hint(f"{answer['gate']} at the gate: y grows with it as fast as up is large")
-    if found["up"] != 6:
-        raise Hint(f"{answer['up']} at up: y grows with it as fast as gate is large")
-    if found["x"] == 24:
-        raise Hint("24 comes through the branch; x is used a third time, beside it")
-    if found["x"] in (10, 11):
-        raise Hint("on the way to x the gradients still pass the 3 and the 2")
-    if found["x"] != 25:
-        raise Hint(f"{answer['x']} at x: three uses, so three gradients to add")
-    return "y = x + 6x², whose slope 1 + 12x is 25 at x = 2"
+    if found["g"] == 12:
+        raise Hint("12 is g itself; a factor gets the value of the *other* one")
+    if found["g"] != 6:
+        raise Hint(f"{answer['g']} at g: y grows with it as fast as the other factor is large")
+    if found["h"] == 12:
+        raise Hint("12 is one of the two gradients that arrive at h: it is used in g and in y")
+    if found["h"] != 24:
+        raise Hint(f"{answer['h']} at h: add what y sends back, 1 · g, and what g sends, dg · x")
+    if found["x"] == 72:
+        raise Hint("72 comes back through h; x is used a second time, in g")
+    if found["x"] == 36:
+        raise Hint("36 comes back from g alone; x is used a second time, in h")
+    if found["x"] != 108:
+        raise Hint(f"{answer['x']} at x: two uses, dg · h and 3 · dh, to add")
+    return "y = 9x³, whose slope 27x² is 108 at x = 2"
 
 
 @exercise
@@ -99,11 +101,11 @@ def colleague() -> tuple[SmolLM2, Tensor, Tensor, dict[str, Tensor]]:
     model, idx, targets = _small()
     right, calls = backward.gate_backward, 0
 
-    def wrong(dp: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    def wrong(dm: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal calls
         calls += 1
-        dgate, dup = right(dp, gate, up)
-        return (dp * up * torch.sigmoid(gate) if calls == 2 else dgate), dup
+        dgate, dup = right(dm, gate, up)
+        return (dm * up * torch.sigmoid(gate) if calls == 2 else dgate), dup
 
     with replaced([backward], "gate_backward", wrong):
         _, grads = backward.loss_and_gradients(model, idx, targets)
@@ -128,7 +130,7 @@ def check_first_wrong(answer: str) -> str:
     if answer != WRONG_TENSOR:
         raise Hint(f"{answer} is wrong, but something that the backward pass reaches sooner is too")
     return ("all before it on the way back is right, `up` beside it too: the fault sits in the "
-            "bend of layer 1, a slope that lost a term")  # fmt: skip
+            "SiLU of layer 1, a slope that lost a term")  # fmt: skip
 
 
 @exercise

@@ -35,6 +35,27 @@ def opening(curves: Mapping[str, np.ndarray], steps: Sequence[float], chance: fl
         of each other.""")  # fmt: skip
 
 
+def named(curves: Mapping[str, np.ndarray], steps: Sequence[float]) -> Figure:
+    """Draw each wrong gradient's loss beside the right one's, under its name.
+
+    Args:
+        curves: name to losses in nats per character, (seeds, points); "right" is among them.
+        steps: of the points.
+    """
+    figure, axes = new_figure(2, 3, figsize=(8.6, 4.4), sharex=True, sharey=True)
+    wrong = [name for name in curves if name != "right"]
+    for ax, name in zip(axes.flat, wrong, strict=True):
+        ax.plot(steps, curves["right"].mean(0), color=_LINE, linewidth=3.5, label="right")
+        ax.plot(steps, curves[name].mean(0), color=_BACK, linewidth=1.6, label="wrong")
+        ax.set_title(name, fontsize=9.5)
+    axes[0, 0].legend(fontsize=9.5)
+    figure.supxlabel("training step", fontsize=11)
+    figure.supylabel("loss (nats per character)", fontsize=11)
+    return describe(figure, """The seven losses again, by name, each wrong gradient's over the right
+        one's. Only without the norm's second term does the curve run clearly above; the other five
+        nearly cover the right one.""")  # fmt: skip
+
+
 def _node(ax: Any, x: float, y: float, sign: str, colour: str = "residual") -> None:
     ax.add_patch(
         Circle((x, y), 0.28, facecolor="white", edgecolor=COLOURS[colour], linewidth=1.6, zorder=4)
@@ -93,14 +114,15 @@ def used_twice() -> Figure:
     for left, title in ((0.2, "the stream"), (5.7, "a key of a group"), (11.2, "the table")):
         ax.text(left, 4.85, title, fontsize=11, weight="bold")
     # The stream.
-    ax.plot([0.2, 4.6], [3.4, 3.4], color=_LINE, linewidth=3, zorder=0)
-    ax.plot([1.2, 1.2], [3.4, 1.6], color=_LINE, linewidth=1.5, zorder=0)
-    arrow(ax, (1.2, 1.6), (1.7, 1.6))
-    box(ax, 1.7, 1.3, 1.5, "branch", "mlp")
-    ax.plot([3.2, 3.7, 3.7], [1.6, 1.6, 3.1], color=_LINE, linewidth=1.5, zorder=0)
-    _node(ax, 3.7, 3.4, "+")
-    ax.add_patch(Circle((1.2, 3.4), 0.1, color=_LINE, zorder=4))
-    ax.text(0.2, 3.75, "dh = dout + dbranch", fontsize=10, color=_BACK, weight="bold")
+    box(ax, 0.3, 2.4 - HIGH / 2, 1.4, "stream h", "residual", filled=False)
+    for y, name, colour, words in (
+        (3.2, "straight on", "residual", "dout"), (1.6, "branch", "mlp", "dbranch")
+    ):  # fmt: skip
+        box(ax, 2.9, y - HIGH / 2, 1.9, name, colour, filled=False)
+        arrow(ax, (2.9, y), (1.75, 2.4 + (y - 2.4) * 0.2), colour="wrong")
+        ax.text(3.85, y - 0.42, words, fontsize=10, color=_BACK, weight="bold", ha="center",
+                va="top")  # fmt: skip
+    ax.text(0.2, 4.2, "dh = dout + dbranch", fontsize=10, color=_BACK, weight="bold")
     # A key of a group.
     for i, (y, words) in enumerate(((3.5, "+1"), (2.4, "+2"), (1.3, "−1"))):
         box(ax, 9.0, y - HIGH / 2, 1.2, f"q{i + 1}", "query", filled=False)
@@ -127,42 +149,45 @@ def used_twice() -> Figure:
 
 def way_back() -> Figure:
     """Draw a block's backward pass: what flows from right to left, where it splits and adds."""
-    figure, ax = canvas(16.4, 6.0)
-    y, low = 5.0, 2.2
-    ax.plot([0.5, 16.1], [y, y], color=_BACK, linewidth=3, zorder=0)
+    figure, ax = canvas(17.2, 6.2)
+    y, low, wide = 5.0, 2.2, 1.3
+    ax.plot([0.5, 16.9], [y, y], color=_BACK, linewidth=3, zorder=0)
     arrow(ax, (0.9, y), (0.2, y), colour="wrong")
-    for right, parts in (
-        (15.2, (("down", "down", "dp"), ("SiLU · up", "mlp", "dgate, dup"),
-                ("gate, up", "gate", "db"), ("norm", "norm", ""))),
-        (7.4, (("o", "attention", "dy"), ("softmax", "attention", "dq, dk, dv"),
-               ("q, k, v", "query", "da"), ("norm", "norm", ""))),
+    for right, left, parts in (
+        (16.0, 9.1, (("down", "down", "dm"), ("SiLU · up", "mlp", "dgate, dup"),
+                     ("gate, up", "gate", "db"), ("norm", "norm", ""))),
+        (8.5, 0.6, (("o", "attention", "dy"), ("softmax", "attention", "dq, dk"),
+                    ("RoPE", "query", ""), ("q, k, v", "query", "da"), ("norm", "norm", ""))),
     ):  # fmt: skip
-        left = right - 6.9
-        ax.add_patch(Circle((right, y), 0.1, color=_BACK, zorder=4))
+        ax.add_patch(Circle((right, y), 0.13, color=_BACK, zorder=4))
         _node(ax, left, y, "+", "wrong")
         ax.plot([right, right], [y, low], color=_BACK, linewidth=1.5, zorder=0)
+        gap = (right - left - 0.3 - wide * len(parts)) / (len(parts) - 1)
         at = right - 0.15
         for name, colour, words in parts:
-            box(ax, at - 1.35, low - HIGH / 2, 1.35, name, colour, size=9)
-            if words:
-                arrow(ax, (at - 1.35, low), (at - 1.75, low), colour="wrong")
-                ax.text(at - 1.5, low - 0.5, words, fontsize=9.5, ha="center", va="top",
+            box(ax, at - wide, low - HIGH / 2, wide, name, colour, size=8.5)
+            if name != "norm":
+                arrow(ax, (at - wide, low), (at - wide - gap, low), colour="wrong")
+                ax.text(at - wide - gap / 2, low - 0.5, words, fontsize=9.5, ha="center", va="top",
                         color=_BACK, weight="bold")  # fmt: skip
-            at -= 1.75
-        ax.plot([at + 0.4, left, left], [low, low, y - 0.3], color=_BACK, linewidth=1.5, zorder=0)
-    for x, words in ((15.9, "dout"), (7.85, "dh"), (0.0, "dx")):
-        ax.text(x, y + 0.2, words, fontsize=11, ha="center", va="bottom", color=_BACK,
+            at -= wide + gap
+        ax.plot([at + gap, left, left], [low, low, y - 0.3], color=_BACK, linewidth=1.5, zorder=0)
+    for x, words in ((16.7, "dout"), (8.8, "dh"), (0.1, "dx")):
+        ax.text(x, y + 0.35, words, fontsize=11, ha="center", va="bottom", color=_BACK,
                 weight="bold")  # fmt: skip
-    ax.text(11.5, y + 0.2, "copied, unchanged", fontsize=9.5, ha="center", va="bottom",
-            style="italic")  # fmt: skip
-    for x, words in ((11.75, "MLP"), (3.95, "attention")):
-        ax.text(x, 3.5, words, fontsize=11, ha="center", weight="bold")
-    ax.text(8.2, 0.5, "on the way each matrix and each norm gets the gradient of its own weight",
+    for right, left, name in ((16.0, 9.1, "MLP"), (8.5, 0.6, "attention")):
+        ax.text(right - 0.2, y - 0.25, "forward, a sum:\nnow copied", fontsize=9, ha="right",
+                va="top", style="italic")  # fmt: skip
+        ax.text(left + 0.4, y - 0.25, "forward, read twice:\nnow added", fontsize=9, ha="left",
+                va="top", style="italic")  # fmt: skip
+        ax.text((right + left) / 2, 3.15, name, fontsize=11, ha="center", weight="bold")
+    ax.text(8.6, 0.5, "on the way each matrix and each norm gets the gradient of its own weight",
             fontsize=10, ha="center", style="italic")  # fmt: skip
-    return describe(figure, """A block, read from right to left. The stream's gradient dout is
-        copied: one copy runs straight on, the other goes back through down, the product, gate and
-        up and the norm; both are added to dh. The same again through o, softmax, q k v and the
-        first norm gives dx.""")  # fmt: skip
+    return describe(figure, """A block, read from right to left. Where the forward pass added, the
+        stream's gradient dout is copied: one copy runs straight on, the other goes back through
+        down, the product, gate and up and the norm. Where the forward pass read the stream twice,
+        both are added, to dh. The same again through o, softmax, RoPE, q k v and the first norm
+        gives dx.""")  # fmt: skip
 
 
 _KINDS = {
@@ -222,7 +247,8 @@ def shares(parts: Mapping[str, tuple[float, float, float]], layers: np.ndarray) 
     right.bar(range(layers.shape[1]), 100 * mean, color=COLOURS["query"], width=0.7)
     for i, (m, e) in enumerate(zip(mean, error, strict=True)):
         right.plot([i, i], [100 * (m - e), 100 * (m + e)], color="black", linewidth=1.2)
-    right.set(xlabel="layer", ylabel="share in %", title="the same, layer by layer")
+    right.set(xlabel="layer", ylabel="share in %",
+              title="of the squared gradient,\nlayer by layer")  # fmt: skip
     right.grid(visible=False, axis="x")
     return describe(figure, """Where the squared gradient of a sentence lies. By part: down and the
         table lead, the norms' weights have a share far beyond their number. By layer: layers 0 and
@@ -251,15 +277,15 @@ def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         ax.minorticks_off()
     axes[0].set_ylabel("distance moved\n(1: the rows' mean)")
     return describe(figure, """How far the rows of the table moved, against how often their
-        character was seen. AdamW: rare and unseen characters moved as far as the common ones or
-        farther. Plain gradient descent: the common ones moved farthest.""")  # fmt: skip
+        character was seen. AdamW: the rarer, the farther. Plain gradient descent: the most
+        frequent moved farthest; below some thirty sightings there is no trend.""")  # fmt: skip
 
 
 def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Draw by how much a branch's gradient grows when what it reads is made larger.
+    """Draw by how much a branch's gradient grows when its norm's output is made larger.
 
     Args:
-        lines: name to, for readings 1, 2, 4, … times as large, the gradient's mean length in units
+        lines: name to, for outputs 1, 2, 4, … times as large, the gradient's mean length in units
             of the first, and its standard error over sentences.
     """
     figure, ax = new_figure(figsize=(7.0, 3.3))
@@ -270,13 +296,13 @@ def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
         place = (17.5, means[-1])
         ax.text(*place, name, va="center", ha="left", fontsize=10,
                 color=COLOURS[colour] if colour != "other" else "#666666")  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="what the branch reads, times",
-           ylabel="its gradient, times", xlim=(0.9, 60))  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="the norm's output, times",
+           ylabel="the branch's gradient, times", xlim=(0.9, 60))  # fmt: skip
     ticks = [1, 2, 4, 8, 16]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.set_yticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set_title("only the gate's product keeps growing")
-    return describe(figure, """The length of a branch's gradient when what it reads is made 1 to 16
-        times as large. With the gate's product it doubles with every doubling; without the product
+    return describe(figure, """The length of a branch's gradient when its norm's output is made 1 to
+        16 times as large. With the gate's product it doubles with every doubling; without it,
         it stays; attention's rises about fourfold and levels off.""")  # fmt: skip

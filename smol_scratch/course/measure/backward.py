@@ -228,6 +228,27 @@ def trained(
     return history, model
 
 
+def undivided(letters: Tensor, steps: int = 10) -> tuple[float, float]:
+    """Undo the clip, and train with a gradient that is not divided by the tokens, on three seeds.
+
+    Args:
+        letters: the text, as numbers.
+        steps: of training.
+
+    Returns:
+        With AdamW, the largest distance of a loss from that of the right gradient; with plain
+        gradient descent, the highest loss of a run, in the run where that is lowest.
+    """
+    bug, furthest, highest = "not divided by the tokens", 0.0, math.inf
+    for seed in range(3):
+        right, wrong = (trained(n, seed, letters, clip=1e9, steps=steps)[0] for n in ("right", bug))
+        pairs = zip(right, wrong, strict=True)
+        furthest = max(furthest, *(abs(a - b) for a, b in pairs))
+        plain, _ = trained(bug, seed, letters, rule="SGD", rate=0.3, clip=1e9, steps=steps)
+        highest = min(highest, max(plain))
+    return furthest, highest
+
+
 def rows_moved(rule: str, seed: int, letters: Tensor, steps: int = 60) -> tuple[Tensor, Tensor]:
     """Train a small model; return how often each character occurred, and how far its row moved.
 
@@ -321,7 +342,7 @@ def seconds(model: SmolLM2, idx: Tensor, targets: Tensor, rounds: int = 2) -> tu
     return statistics.median(taken[0]), statistics.median(taken[1])
 
 
-def apart(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
+def distances(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
     """Return for each tensor the length of the difference, in units of its own length."""
     return {name: float((ours[name] - grad).norm() / grad.norm()) for name, grad in theirs.items()}
 
@@ -489,15 +510,17 @@ def learned(model: SmolLM2, tokenizer: SmolLM2Tokenizer, small: float = 0.02) ->
 def branch_growth(
     model: SmolLM2, tokenizer: SmolLM2Tokenizer, doublings: int = 4
 ) -> dict[str, Tensor]:
-    """Enlarge what each branch of the real model reads, and follow its gradient.
+    """Enlarge what each branch of the real model gets from its norm, and follow its gradient.
 
-    The gradient that comes from above is random and the same for all sizes, so only the branch
-    itself can change what it sends back. The first two tokens are left out: their numbers are huge.
+    A longer stream would change nothing, since the norm divides by its length; so the norm's output
+    is scaled, as a larger weight of the norm would. The gradient that comes from above is random
+    and the same for all sizes, so only the branch itself can change what it sends back. The first
+    two tokens are left out: their numbers are huge.
 
     Args:
         model: real weights.
         tokenizer: its own.
-        doublings: of the reading.
+        doublings: of what the norm passes on.
 
     Returns:
         Kind of branch to the gradient's length, mean over every third layer (of its logarithm), in
@@ -561,7 +584,7 @@ def exploded(what: str, seed: int, letters: Tensor, rate: float = 6.0, steps: in
         steps: of training.
 
     Returns:
-        Whether the loss ever exceeded ten times that of a blind guess.
+        Whether the loss ever exceeded ten times that of a blind guess, or was nan.
     """
     still = {"MLPs": "mlp", "attention": "self_attn", "norms": "norm", "head": "lm_head",
              "look-up": "embed_tokens"}  # fmt: skip

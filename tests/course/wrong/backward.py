@@ -3,8 +3,8 @@ import torch
 from smol_scratch import backward
 
 
-def pencil(gate, up, x):
-    return {"gate": gate, "up": up, "x": x}
+def pencil(g, h, x):
+    return {"g": g, "h": h, "x": x}
 
 
 def layer_norm(take_mean, take_projection, own_weight=True):
@@ -46,13 +46,14 @@ def counted(targets):
 
 WRONG = {
     "check_pencil": [
-        (pencil(6, 4, 25), "the *other* one"),
-        (pencil(3, 6, 25), "at the gate"),
-        (pencil(4, 2, 25), "at up"),
-        (pencil(4, 6, 24), "a third time, beside it"),
-        (pencil(4, 6, 11), "still pass the 3 and the 2"),
-        (pencil(4, 6, 13), "three gradients to add"),
-        ({"gate": 4, "up": 6}, "a dictionary with"),
+        (pencil(12, 24, 108), "the *other* one"),
+        (pencil(3, 24, 108), "at g: y grows"),
+        (pencil(6, 12, 108), "used in g and in y"),
+        (pencil(6, 18, 108), "add what y sends back"),
+        (pencil(6, 24, 72), "a second time, in g"),
+        (pencil(6, 24, 36), "a second time, in h"),
+        (pencil(6, 24, 27), "two uses"),
+        ({"g": 6, "h": 24}, "a dictionary with"),
     ],
     "check_layer_norm": [
         (layer_norm(False, True), "dx is RMSNorm's"),
