@@ -108,6 +108,37 @@ def pencil() -> Figure:
         the three gradients 1, 6 and 6 add up to 13.""")  # fmt: skip
 
 
+def right_angle() -> Figure:
+    """Draw what RMSNorm's backward pass takes out of a gradient, for x = (1, 7) and dy = (5, 5)."""
+    figure, ax = new_figure(figsize=(6.0, 3.7))
+    x, dn = np.array([1.0, 7.0]), np.array([5.0, 5.0])
+    r = 1 / np.sqrt((x**2).mean())
+    n = r * x
+    out, along = r * (dn - n * (dn * n).mean()), r * n * (dn * n).mean()
+    ax.plot([-0.03, 0.21], [-0.21, 1.47], color=_LINE, linewidth=1.5, zorder=0)
+    for start, end, colour in ((0 * x, along, "other"), (0 * x, r * dn, "residual"),
+                               (0 * x, out, "wrong"), (out, r * dn, "other")):  # fmt: skip
+        ax.annotate("", end, start, arrowprops={
+            "arrowstyle": "-|>", "color": COLOURS[colour], "linewidth": 2.2, "mutation_scale": 14,
+            "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+    corner = 0.09 * np.array([along / np.linalg.norm(along), out / np.linalg.norm(out)])
+    square = np.array([corner[0], corner[0] + corner[1], corner[1]])
+    ax.plot(*square.T, color="black", linewidth=1)
+    for at, words, colour, sides in (
+        ((0.235, 1.41), "the line along x", _LINE, "left"),
+        ((1.04, 1.02), "r · dn = (1, 1)", _LINE, "left"),
+        ((0.89, -0.16), "dx = (0.84, −0.12)", _BACK, "left"),
+        ((0.05, 0.98), "what points\nalong x:\n(0.16, 1.12)", "#666666", "right"),
+        ((0.96, 0.4), "taken out", "#666666", "left"),
+    ):
+        ax.text(*at, words, color=colour, fontsize=10.5, ha=sides, va="center", weight="bold")
+    ax.set(xlim=(-0.75, 1.85), ylim=(-0.3, 1.55), xlabel="channel 1", ylabel="channel 2",
+           aspect="equal", title="dx stands at a right angle to x")  # fmt: skip
+    return describe(figure, """Two channels. The gradient r dn = (1, 1) is split into the part along
+        x = (1, 7), which is (0.16, 1.12), and the rest, (0.84, −0.12), at a right angle to x.
+        The part along x is taken out; the rest is dx.""")  # fmt: skip
+
+
 def used_twice() -> Figure:
     """Draw the three places of the model where one thing has several uses, and gradients add."""
     figure, ax = canvas(16, 5.2)
