@@ -145,23 +145,23 @@ def used_twice() -> Figure:
     for left, title in ((0.2, "the stream"), (5.7, "a key of a group"), (11.2, "the table")):
         ax.text(left, 4.85, title, fontsize=11, weight="bold")
     # The stream.
-    box(ax, 0.3, 2.4 - HIGH / 2, 1.4, "stream h", "residual", filled=False)
+    box(ax, 0.1, 2.4 - HIGH / 2, 1.7, "stream h", "residual", filled=False)
     for y, name, colour, words in (
         (3.2, "straight on", "residual", "dout"), (1.6, "branch", "mlp", "dbranch")
     ):  # fmt: skip
         box(ax, 2.9, y - HIGH / 2, 1.9, name, colour, filled=False)
-        arrow(ax, (2.9, y), (1.75, 2.4 + (y - 2.4) * 0.2), colour="wrong")
+        arrow(ax, (2.9, y), (1.88, 2.4 + (y - 2.4) * 0.2), colour="wrong")
         ax.text(3.85, y - 0.42, words, fontsize=10, color=_BACK, weight="bold", ha="center",
                 va="top")  # fmt: skip
     ax.text(0.2, 4.2, "dh = dout + dbranch", fontsize=10, color=_BACK, weight="bold")
     # A key of a group.
-    for i, (y, words) in enumerate(((3.5, "+1"), (2.4, "+2"), (1.3, "−1"))):
+    for i, (y, words) in enumerate(((3.7, "+1"), (2.6, "+2"), (1.5, "−1"))):
         box(ax, 9.0, y - HIGH / 2, 1.2, f"q{i + 1}", "query", filled=False)
-        arrow(ax, (9.0, y), (7.25, 2.4 + (y - 2.4) * 0.15), colour="wrong")
-        ax.text(8.45, y + (0.08, 0.1, -0.55)[i], words, fontsize=10, color=_BACK, weight="bold",
+        arrow(ax, (9.0, y), (7.28, 2.6 + (y - 2.6) * 0.15), colour="wrong")
+        ax.text(8.45, y + (0.02, 0.1, -0.52)[i], words, fontsize=10, color=_BACK, weight="bold",
                 ha="center", va="bottom")  # fmt: skip
-    box(ax, 5.9, 2.4 - HIGH / 2, 1.3, "key", "key", filled=False)
-    ax.text(6.55, 1.75, "dk = 2", fontsize=10, color=_BACK, weight="bold", ha="center", va="top")
+    box(ax, 5.9, 2.6 - HIGH / 2, 1.3, "key", "key", filled=False)
+    ax.text(6.55, 1.95, "dk = 2", fontsize=10, color=_BACK, weight="bold", ha="center", va="top")
     # The table.
     box(ax, 11.3, 2.4 - HIGH / 2, 1.4, "table", "embedding")
     box(ax, 13.9, 3.2 - HIGH / 2, 1.7, "look-up", "embedding", filled=False)
@@ -180,14 +180,14 @@ def used_twice() -> Figure:
 
 def way_back() -> Figure:
     """Draw a block's backward pass: what flows from right to left, where it splits and adds."""
-    figure, ax = canvas(17.2, 6.2)
+    figure, ax = canvas(18.8, 6.2, inches=8.4)
     y, low, wide = 5.0, 2.2, 1.3
-    ax.plot([0.5, 16.9], [y, y], color=_BACK, linewidth=3, zorder=0)
-    arrow(ax, (0.9, y), (0.2, y), colour="wrong")
+    ax.plot([0.5, 18.5], [y, y], color=_BACK, linewidth=3, zorder=0)
+    arrow(ax, (0.9, y), (0.1, y), colour="wrong")
     for right, left, parts in (
-        (16.0, 9.1, (("down", "down", "dm"), ("SiLU · up", "mlp", "dgate, dup"),
+        (17.6, 10.4, (("down", "down", "dm"), ("SiLU · up", "mlp", "dgate, dup"),
                      ("gate, up", "gate", "db"), ("norm", "norm", ""))),
-        (8.5, 0.6, (("o", "attention", "dy"), ("softmax", "attention", "dq, dk"),
+        (9.8, 1.2, (("o", "attention", "dy"), ("softmax", "attention", "dq, dk, dv"),
                     ("RoPE", "query", ""), ("q, k, v", "query", "da"), ("norm", "norm", ""))),
     ):  # fmt: skip
         ax.add_patch(Circle((right, y), 0.13, color=_BACK, zorder=4))
@@ -203,16 +203,16 @@ def way_back() -> Figure:
                         color=_BACK, weight="bold")  # fmt: skip
             at -= wide + gap
         ax.plot([at + gap, left, left], [low, low, y - 0.3], color=_BACK, linewidth=1.5, zorder=0)
-    for x, words in ((16.7, "dout"), (8.8, "dh"), (0.1, "dx")):
+    for x, words in ((18.3, "dout"), (10.1, "dh"), (0.4, "dx")):
         ax.text(x, y + 0.35, words, fontsize=11, ha="center", va="bottom", color=_BACK,
                 weight="bold")  # fmt: skip
-    for right, left, name in ((16.0, 9.1, "MLP"), (8.5, 0.6, "attention")):
+    for right, left, name in ((17.6, 10.4, "MLP"), (9.8, 1.2, "attention")):
         ax.text(right - 0.2, y - 0.25, "forward, a sum:\nnow copied", fontsize=9, ha="right",
                 va="top", style="italic")  # fmt: skip
         ax.text(left + 0.4, y - 0.25, "forward, read twice:\nnow added", fontsize=9, ha="left",
                 va="top", style="italic")  # fmt: skip
         ax.text((right + left) / 2, 3.15, name, fontsize=11, ha="center", weight="bold")
-    ax.text(8.6, 0.5, "on the way each matrix and each norm gets the gradient of its own weight",
+    ax.text(9.4, 0.5, "on the way each matrix and each norm gets the gradient of its own weight",
             fontsize=10, ha="center", style="italic")  # fmt: skip
     return describe(figure, """A block, read from right to left. Where the forward pass added, the
         stream's gradient dout is copied: one copy runs straight on, the other goes back through
@@ -309,7 +309,8 @@ def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     axes[0].set_ylabel("distance moved\n(1: the rows' mean)")
     return describe(figure, """How far the rows of the table moved, against how often their
         character was seen. AdamW: the rarer, the farther. Plain gradient descent: the most
-        frequent moved farthest; below some thirty sightings there is no trend.""")  # fmt: skip
+        frequent moved farthest; among rows seen up to thirty times
+        there is no upward trend.""")  # fmt: skip
 
 
 def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
