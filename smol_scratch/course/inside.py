@@ -155,6 +155,15 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
+def spread(values: Tensor) -> tuple[list[float], list[float], list[float]]:
+    """Return the least, the median and the greatest of each row.
+
+    Args:
+        values: (rows, N).
+    """
+    return values.amin(1).tolist(), values.median(1).values.tolist(), values.amax(1).tolist()
+
+
 def rise(after: Sequence[float], before: Sequence[float]) -> str:
     """Return how much the loss rose, as mean ± standard error over the same sequences."""
     mean, error = mean_and_error([a - b for a, b in zip(after, before, strict=True)])
@@ -281,6 +290,7 @@ def patched_streams(
     answers: Tensor,
     place: int,
     depths: Sequence[int] | None = None,
+    source: Tensor | None = None,
 ) -> tuple[list[float], list[float]]:
     """Exchange one token's vector for that of the next prompt, after 0, 1, … blocks.
 
@@ -290,6 +300,7 @@ def patched_streams(
         answers: the token that each is to be continued with, (N,).
         place: at which position the vector is exchanged.
         depths: after how many blocks; None for each number of them.
+        source: prompts that the vectors come from, in the same order; None for ``prompts``.
 
     Returns:
         Means and standard errors, over the prompts, of how far the answer turns to the next
@@ -297,10 +308,11 @@ def patched_streams(
     """
     parts: Any = model.model
     whole, stream = _ends(model, prompts, answers), streams(model, prompts)
+    theirs = stream if source is None else streams(model, source)
     means, errors = [], []
     for depth in depths if depths is not None else range(len(stream)):
         x = stream[depth].clone()  # (N, T, C)
-        x[:, place] = x[:, place].roll(-1, dims=0)
+        x[:, place] = theirs[depth, :, place].roll(-1, dims=0)
         for block in parts.layers[depth:]:
             x = block(x)
         logits = F.linear(parts.norm(x[:, -1]), parts.embed_tokens.weight)  # (N, V)
@@ -381,6 +393,27 @@ def without_values(model: SmolLM2, layers: Sequence[int], place: int) -> Interve
     return together(
         *(changed_output(_blocks(model)[layer].self_attn.v_proj, zero) for layer in layers)
     )
+
+
+def unheard(
+    model: SmolLM2, norm: str, layers: Sequence[int], channel: int, place: int = 0
+) -> Intervention:
+    """Hide one channel of one token from the branches behind a norm; the norm still divides by it.
+
+    Args:
+        model: from ``load_pretrained``.
+        norm: "input_layernorm" (before attention) or "post_attention_layernorm" (before the MLP).
+        layers: in which blocks.
+        channel: of the residual stream.
+        place: position of the token.
+    """
+
+    def hide(x: Tensor) -> Tensor:
+        x = x.clone()  # (B, T, C)
+        x[:, place, channel] = 0
+        return x
+
+    return together(*(changed_output(getattr(_blocks(model)[layer], norm), hide) for layer in layers))
 
 
 def capital_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:

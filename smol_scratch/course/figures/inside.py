@@ -5,34 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
+Range = tuple[Sequence[float], Sequence[float], Sequence[float]]  # least, median, greatest
 Band = tuple[Sequence[float], Sequence[float]]  # means, and their standard errors
 
 
-def giant(first: Sequence[float], others: Sequence[float]) -> Figure:
+def giant(first: Range, others: Range) -> Figure:
     """Draw the largest number of the residual stream against blocks passed.
 
     Args:
-        first: at a typical first token, after 0, 1, … blocks.
-        others: at a typical later token, likewise.
+        first: at the first tokens: least, median and greatest, each after 0, 1, … blocks.
+        others: at the later tokens, likewise.
     """
-    figure, ax = new_figure(figsize=(7.2, 3.2))
-    x = np.arange(len(first))
-    ax.plot(x, first, color=COLOURS["wrong"], marker="o", markersize=4)
-    ax.plot(x, others, color=COLOURS["right"], marker="s", markersize=3.5, linestyle="--")
-    ax.text(15, 9_000, "the first token", color=COLOURS["wrong"], weight="bold", va="top")
-    ax.text(15, 45, "any later token", color=COLOURS["right"], weight="bold",
-            va="top")  # fmt: skip
+    figure, ax = new_figure(figsize=(7.2, 3.4))
+    looks = ((first, "wrong", "o", "-"), (others, "right", "s", "--"))
+    for (least, median, greatest), colour, mark, style in looks:
+        x = np.arange(len(median))
+        ax.fill_between(x, least, greatest, color=COLOURS[colour], alpha=0.2, linewidth=0)
+        ax.plot(x, median, style, color=COLOURS[colour], marker=mark, markersize=3.5)
+    ax.text(15, 9_000, "first tokens", color=COLOURS["wrong"], weight="bold", va="top")
+    ax.text(15, 25, "later tokens", color=COLOURS["right"], weight="bold", va="top")
     ax.set(yscale="log", xlabel="blocks passed", ylabel="largest number (absolute)",
-           title="One token carries a giant", ylim=(0.2, 8e4))  # fmt: skip
+           title="The first token carries a giant (line: median; band: all of them)",
+           ylim=(0.2, 8e4))  # fmt: skip
     return describe(
         figure,
         "Largest number in the residual stream against blocks passed, on a logarithmic axis. At "
-        "the first token it jumps above twenty thousand after the twelfth block and stays there "
-        "until the last two. At later tokens it stays a hundred times smaller.",
+        "the first tokens it jumps to about twenty thousand after the twelfth block and stays "
+        "there until the last two. From there on the band of all later tokens lies far below. "
+        "Between the third and the tenth block the first tokens have a smaller peak, and the upper "
+        "edge of the later tokens' band reaches as high.",
     )
 
 
@@ -64,35 +71,61 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int, even: float) -> Fig
     """Draw the share of attention on the first token, block by block.
 
     Args:
-        curves: label to share, one for each block.
+        curves: label to share, one for each block: the untouched model, the giant hidden from the
+            attention, and the giant never written.
         switch: number of the block whose MLP writes the giant.
         even: the share if each token got the same.
     """
-    figure, ax = new_figure(figsize=(7.2, 3.0))
-    looks = (("wrong", "-", "o", 0.9), ("right", "--", "s", 0.31))
-    for (label, values), (colour, style, mark, height) in zip(curves.items(), looks, strict=True):
+    figure, ax = new_figure(figsize=(7.2, 3.4))
+    looks = (("wrong", "-", "o"), ("norm", "-", "^"), ("right", "--", "s"))
+    for (label, values), (colour, style, mark) in zip(curves.items(), looks, strict=True):
         x = np.arange(len(values))
-        ax.plot(x, values, style, marker=mark, markersize=3.5, color=COLOURS[colour])
-        ax.text(
-            15.5,
-            height,
-            label,
-            color=COLOURS[colour],
-            weight="bold",
-            va="bottom" if height < 0.1 else "center",
-        )
+        ax.plot(x, values, style, marker=mark, markersize=4, color=COLOURS[colour], label=label)
     ax.axhline(even, color=COLOURS["residual"], linewidth=1)
-    ax.text(5.5, even + 0.02, "an even share", ha="center", va="bottom", fontsize=10)
-    ax.axvline(switch + 0.5, color=COLOURS["residual"], linestyle=":", linewidth=1.2)
+    ax.text(6, even + 0.02, "an even share", ha="center", va="bottom", fontsize=10)
+    ax.axvline(switch + 0.5, color=COLOURS["residual"], linewidth=1)
     ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
-    ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0),
-           title="Without the giant, the heads let go of the first token")  # fmt: skip
+    ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0))
+    figure.legend(loc="outside upper center", ncols=3, fontsize=10)
     return describe(
         figure,
-        "Share of attention that lies on the first token, for each block, with the giant and "
-        "without it. Up to the block that writes it both are the same. After it, the share is "
-        "around one half or more with the giant, and far smaller without it. A line marks an even "
-        "share.",
+        "Share of attention that lies on the first token, for each block. Up to the block that "
+        "writes the giant three curves are the same. After it, the untouched model gives the first "
+        "token half or more in most blocks. With the giant hidden from the attention the share is "
+        "lower, and lowest where the giant is never written. A line marks an even share.",
+    )
+
+
+def given_back(cells: Mapping[tuple[bool, bool], tuple[float, float, float]]) -> Figure:
+    """Draw what it costs to give the first token its keys, its values, both or neither.
+
+    Args:
+        cells: (keys given back?, values given back?) to the rise of the loss, its standard error
+            and the share of attention on the first token.
+    """
+    figure, ax = new_figure(figsize=(6.2, 3.2))
+    highest = max(mean for mean, _, _ in cells.values())
+    for (keys, values), (mean, error, share) in cells.items():
+        strength = 0.06 + 0.5 * max(mean, 0) / highest
+        ax.add_patch(Rectangle((values - 0.47, keys - 0.46), 0.94, 0.92, linewidth=0,
+                               facecolor=to_rgba(COLOURS["wrong"], strength)))  # fmt: skip
+        ax.text(values, keys + 0.1, f"{mean + 0.0:+.2f} ± {error:.2f} nats", ha="center",
+                va="center", weight="bold", fontsize=12)  # fmt: skip
+        ax.text(values, keys - 0.2, f"attention {share:.2f}", ha="center", va="center", fontsize=10.5)
+    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="the first token's values",
+           ylabel="its keys", title="What is lost, and what can be given back")  # fmt: skip
+    ax.set_xticks((0, 1), ("without the giant", "given back"))
+    ax.set_yticks((0, 1), ("without\nthe giant", "given\nback"))
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.grid(visible=False)
+    return describe(
+        figure,
+        "A table of two by two: the first token's keys without the giant or given back, and its "
+        "values likewise. With both given back nothing is lost; with the values alone about half "
+        "of the damage is left; with the keys alone the damage is more than twice as large as with "
+        "nothing given back.",
     )
 
 
@@ -104,7 +137,7 @@ def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[
         rows: blocks passed.
         columns: the tokens that the model reads.
     """
-    figure, ax = new_figure(figsize=(7.2, 0.36 * len(rows) + 1.1))
+    figure, ax = new_figure(figsize=(6.4, 0.3 * len(rows) + 1.0))
     last = words[-1]
     for i, row in enumerate(words):
         for j, word in enumerate(row):
@@ -119,7 +152,7 @@ def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[
     ax.xaxis.set_ticks_position("top")
     ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6), ylabel="blocks passed",
            )  # fmt: skip
-    ax.set_title("What the model would say if it ended there (blue: its final answer)", pad=14)
+    ax.set_title("What the model would say if it ended there (blue: its final answer)", pad=10)
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
@@ -147,7 +180,7 @@ def patched(curves: Mapping[str, Band]) -> Figure:
     ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
     ax.set(xlabel="blocks passed when the vector is exchanged", ylabel="whose capital?",
            yticks=(0, 0.5, 1), yticklabels=("own", "half", "other"),
-           title="The country moves in one step, in block 23")  # fmt: skip
+           title="The difference moves in one step, in block 23")  # fmt: skip
     ax.legend(loc="center left", fontsize=10, title="exchanged vector")
     return describe(
         figure,
@@ -159,7 +192,7 @@ def patched(curves: Mapping[str, Band]) -> Figure:
 
 
 def readable(known: Sequence[float], ranks: Sequence[float]) -> Figure:
-    """Draw when the last token knows the country, and when the head can read the city.
+    """Draw when the difference between two prompts arrives, and when the city can be read.
 
     Args:
         known: how far an exchange at the last token changes the answer, after 0, 1, … blocks.
@@ -168,17 +201,18 @@ def readable(known: Sequence[float], ranks: Sequence[float]) -> Figure:
     figure, axes = new_figure(2, 1, figsize=(7.2, 3.9), sharex=True)
     x = np.arange(len(known))
     axes[0].plot(x, known, marker="s", markersize=4, color=COLOURS["right"])
-    axes[0].set(ylabel="country known", yticks=(0, 1), yticklabels=("no", "yes"),
-                title="Known in a step, readable along a slope")  # fmt: skip
+    axes[0].set(ylabel="whose capital?", yticks=(0, 1), yticklabels=("own", "other"),
+                title="There in a step, first in rank only at the end")  # fmt: skip
     axes[1].plot(x, ranks, marker="o", markersize=4, color=COLOURS["embedding"])
     axes[1].set(yscale="log", ylabel="rank of the city", xlabel="blocks passed", ylim=(1e5, 0.6),
                 yticks=(1, 100, 10_000), yticklabels=("1", "100", "10,000"))  # fmt: skip
     return describe(
         figure,
-        "Two curves over the blocks passed. Above, whether the last token knows the country: no "
-        "for 23 blocks, then yes, in one step. Below, the rank of the right city among all tokens "
-        "if the model ended there, on a logarithmic axis: in the ten thousands at first, and from "
-        "that step on better with each block, until it is the first at the very end.",
+        "Two curves over the blocks passed. Above, whose capital the model prefers if the last "
+        "token's vector is exchanged: its own for 23 blocks, then the other's, in one step. Below, "
+        "the rank of the right city among all tokens if the model ended there, on a logarithmic "
+        "axis: around ten thousand at first, about tenfold better with the same step, and the first "
+        "only at the very end.",
     )
 
 
@@ -189,7 +223,7 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
         rises: "attention" and "MLP" to mean rise of the loss and standard error, by block.
         highest: where the axis ends; higher bars are cut and labelled.
     """
-    figure, axes = new_figure(2, 1, figsize=(7.2, 3.9), sharex=True)
+    figure, axes = new_figure(2, 1, figsize=(7.2, 4.2), sharex=True)
     for ax, (label, (means, errors)) in zip(axes, rises.items(), strict=True):
         colour = COLOURS["attention" if label == "attention" else "mlp"]
         x = np.arange(len(means))
@@ -199,16 +233,16 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
                     ecolor="black", elinewidth=1)  # fmt: skip
         for place, mean in zip(x, means, strict=True):
             if mean >= highest:
-                ax.text(place, highest / 2, f"{mean:.1f} →", rotation=90, ha="center", va="center",
+                ax.text(place, highest / 2, f"{mean:.1f}", rotation=90, ha="center", va="center",
                         color="white", weight="bold", fontsize=10)  # fmt: skip
         ax.set(ylim=(0, highest), ylabel=f"{label}\n(nats per token)")
-    axes[0].set_title("Silence one branch: how much does the loss rise?")
+    axes[0].set_title("Silence one branch: how much does the loss rise?\n(a bar that leaves the axis bears its height)")
     axes[1].set_xlabel("block")
     return describe(
         figure,
         "Two rows of bars, one for attention and one for the MLP, with a bar for each block: how "
-        "much the loss rises when that branch writes nothing. A few bars are many times higher "
-        "than all others, among them the very first block and the MLP that writes the giant.",
+        "much the loss rises when that branch writes nothing. Six bars leave the axis and bear their "
+        "height: the attention of blocks 0 and 1, and the MLPs of blocks 0, 2, 11 and 29.",
     )
 
 
