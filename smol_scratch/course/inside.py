@@ -413,7 +413,9 @@ def unheard(
         x[:, place, channel] = 0
         return x
 
-    return together(*(changed_output(getattr(_blocks(model)[layer], norm), hide) for layer in layers))
+    return together(
+        *(changed_output(getattr(_blocks(model)[layer], norm), hide) for layer in layers)
+    )
 
 
 def capital_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
@@ -423,37 +425,47 @@ def capital_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
     return torch.tensor(prompts), torch.tensor(answers)
 
 
-@torch.no_grad()
-def patched_values(
+LANGUAGES = {
+    "France": "French", "Italy": "Italian", "Japan": "Japanese", "Germany": "German",
+    "Russia": "Russian", "Egypt": "Arabic", "China": "Chinese", "Spain": "Spanish",
+    "England": "English", "Greece": "Greek",
+}  # fmt: skip
+
+
+def language_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
+    """Return "People in … speak" for each country, (N, 4), and the languages' tokens, (N,)."""
+    prompts = [tokenizer.encode(f"People in {country} speak") for country in LANGUAGES]
+    answers = [tokenizer.encode(f" {language}")[0] for language in LANGUAGES.values()]
+    return torch.tensor(prompts), torch.tensor(answers)
+
+
+def transplanted(
     model: SmolLM2,
-    prompts: Tensor,
-    answers: Tensor,
-    place: int,
-    layer: int,
-    exchange: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[float, float]:
-    """Exchange values at one position for those of the next prompt.
+    donor: Tensor,
+    heads: Sequence[tuple[int, int]],
+    start: int,
+    transplant: Callable[[Tensor, Tensor, list[int], int], Tensor],
+) -> Intervention:
+    """Give query heads what they gathered when the model read another sequence.
 
     Args:
         model: from ``load_pretrained``.
-        prompts: as for ``patched_streams``.
-        answers: likewise.
-        place: at which position.
-        layer: number of the block.
-        exchange: from the values of these prompts and of the next ones, both (N, G * D), to those
-            that are read.
-
-    Returns:
-        Mean and standard error of how far the answer turns.
+        donor: token numbers of that sequence, (B, T), as long as those that will be read.
+        heads: (block, query head) of each.
+        start: from which position on.
+        transplant: from what a block's heads gathered here and there, both (B, T, H * D), the
+            heads' numbers and ``start``, to what ``o_proj`` reads.
     """
+    handles = []
+    for layer in sorted({layer for layer, _ in heads}):
+        o_proj = _blocks(model)[layer].self_attn.o_proj
+        theirs = inputs_of(model, o_proj, donor)  # (B, T, H * D)
+        mine = [head for number, head in heads if number == layer]
 
-    def change(values: Tensor) -> Tensor:
-        values = values.clone()  # (N, T, G * D)
-        mine = values[:, place].clone()
-        values[:, place] = exchange(mine, mine.roll(-1, dims=0))
-        return values
+        def change(
+            _: nn.Module, inputs: tuple[Tensor], theirs: Tensor = theirs, mine: list[int] = mine
+        ) -> tuple[Tensor]:
+            return (transplant(inputs[0], theirs, mine, start),)
 
-    whole = _ends(model, prompts, answers)
-    with changed_output(_blocks(model)[layer].self_attn.v_proj, change):
-        changed = _answer_changed(model(prompts)[0][:, -1], answers, whole)
-    return mean_and_error(changed.tolist())
+        handles.append((o_proj, change))
+    return _hooked([o_proj.register_forward_pre_hook(change) for o_proj, change in handles])

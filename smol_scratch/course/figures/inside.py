@@ -111,7 +111,9 @@ def given_back(cells: Mapping[tuple[bool, bool], tuple[float, float, float]]) ->
                                facecolor=to_rgba(COLOURS["wrong"], strength)))  # fmt: skip
         ax.text(values, keys + 0.1, f"{mean + 0.0:+.2f} ± {error:.2f} nats", ha="center",
                 va="center", weight="bold", fontsize=12)  # fmt: skip
-        ax.text(values, keys - 0.2, f"attention {share:.2f}", ha="center", va="center", fontsize=10.5)
+        ax.text(
+            values, keys - 0.2, f"attention {share:.2f}", ha="center", va="center", fontsize=10.5
+        )
     ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="the first token's values",
            ylabel="its keys", title="What is lost, and what can be given back")  # fmt: skip
     ax.set_xticks((0, 1), ("without the giant", "given back"))
@@ -236,7 +238,9 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
                 ax.text(place, highest / 2, f"{mean:.1f}", rotation=90, ha="center", va="center",
                         color="white", weight="bold", fontsize=10)  # fmt: skip
         ax.set(ylim=(0, highest), ylabel=f"{label}\n(nats per token)")
-    axes[0].set_title("Silence one branch: how much does the loss rise?\n(a bar that leaves the axis bears its height)")
+    axes[0].set_title(
+        "Silence one branch: how much does the loss rise?\n(a bar that leaves the axis bears its height)"
+    )
     axes[1].set_xlabel("block")
     return describe(
         figure,

@@ -1,52 +1,73 @@
 import torch
 
 
-def query_heads(mine, theirs, group):
-    result = mine.clone()  # as if every query head had values of its own
-    for head in range(3 * group, 3 * group + 3):
-        result[..., 64 * head : 64 * (head + 1)] = theirs[..., 64 * head : 64 * (head + 1)]
+def one_head(mine, theirs, heads, start):
+    result = mine.clone()
+    result[:, start:, 64 * heads[0] : 64 * heads[0] + 64] = theirs[
+        :, start:, 64 * heads[0] : 64 * heads[0] + 64
+    ]
     return result
 
 
-def in_place(mine, theirs, group):
-    mine[..., 64 * group : 64 * (group + 1)] = theirs[..., 64 * group : 64 * (group + 1)]
+def in_place(mine, theirs, heads, start):
+    for head in heads:
+        mine[:, start:, 64 * head : 64 * head + 64] = theirs[:, start:, 64 * head : 64 * head + 64]
     return mine
 
 
-def in_turn(mine, theirs, group):
-    result = mine.clone()  # channel c to group c % 3
-    result[..., group::3] = theirs[..., group::3]
+def from_the_beginning(mine, theirs, heads, start):
+    result = mine.clone()
+    for head in heads:
+        result[..., 64 * head : 64 * head + 64] = theirs[..., 64 * head : 64 * head + 64]
     return result
 
 
+def only_there(mine, theirs, heads, start):
+    result = mine.clone()
+    for head in heads:
+        result[:, start, 64 * head : 64 * head + 64] = theirs[:, start, 64 * head : 64 * head + 64]
+    return result
+
+
+def interleaved(mine, theirs, heads, start):
+    result = mine.clone()  # channel c to head c % 9
+    for head in heads:
+        result[:, start:, head::9] = theirs[:, start:, head::9]
+    return result
+
+
+def everywhere(word):
+    return lambda tokens: [t for t in range(1, len(tokens)) if tokens[t] == word]
+
+
 WRONG = {
-    "check_positions": [
-        (0, "if the place counted"),
-        ([0], "if the place counted"),
-        ([0, 1], "why not the third"),
-        ([], "a weighted average of equal values"),
-        ([5], "a weighted average of equal values"),
-        ([0, 1, 2, 3, 4, 5, 6], "a weighted average of equal values"),
+    "check_second_giant": [
+        ("The capital of France is", "no second giant"),
+        ("A A A A", "no second giant"),  # " A" is another token than "A"
+        ("the", "between 2 and 200"),
+        (["the", "the"], "is no text"),
     ],
-    "check_group": [
-        (lambda mine, theirs, group: theirs.clone(), "all three groups"),
+    "check_transplant": [
+        (one_head, "64 channels changed instead of 128"),
         (in_place, "make a clone first"),
-        (in_turn, "which are its 64?"),
-        (query_heads, "all three groups"),
-        (lambda mine, theirs, group: torch.zeros(3), "the shape of the values"),
+        (from_the_beginning, "positions before 2"),
+        (only_there, "positions 2 to the last"),
+        (interleaved, "the wrong channels"),
+        (lambda mine, theirs, heads, start: torch.zeros(3), "the shape of what came in"),
     ],
-    "check_eraser": [
-        ((11, 1229), "writes the giant"),
-        ((29, 1165), "takes what is left"),
-        ((28, 1095), "the right block"),
-        ((27, 903), "begin to fall"),
-        ((28, 1600), "from 0 to 1535"),
-        (678, "is no pair"),
+    "check_rule": [
+        (lambda tokens: [0], "something in common"),
+        (lambda tokens: [1], "something in common"),
+        (everywhere("\n"), "something in common"),
+        (everywhere(" the"), "Too many"),
+        (lambda tokens: 9, "a list of positions"),
+        ([9], "is no function"),
     ],
-    "check_amplified": [
-        (1.0, "with the giant and without"),
-        (23_700, "that is the giant itself"),
-        (0.118, "the other way round"),
-        (576**0.5, "with the giant and without"),
+    "check_fetching_head": [
+        ((22, 4), "how many blocks"),
+        ((23, 5), "another head carries more"),
+        ((24, 4), "how many blocks"),
+        ((23, 9), "from 0 to 8"),
+        (23, "is no pair"),
     ],
 }
