@@ -456,16 +456,21 @@ def transplanted(
         transplant: from what a block's heads gathered here and there, both (B, T, H * D), the
             heads' numbers and ``start``, to what ``o_proj`` reads.
     """
-    handles = []
-    for layer in sorted({layer for layer, _ in heads}):
+    gathered = {}
+    for layer in sorted({layer for layer, _ in heads}):  # all recorded before one is changed
         o_proj = _blocks(model)[layer].self_attn.o_proj
-        theirs = inputs_of(model, o_proj, donor)  # (B, T, H * D)
-        mine = [head for number, head in heads if number == layer]
+        gathered[layer] = (o_proj, inputs_of(model, o_proj, donor))  # (B, T, H * D)
+    handles = []
+    for layer, (o_proj, theirs) in gathered.items():
+        numbers = [head for number, head in heads if number == layer]
 
         def change(
-            _: nn.Module, inputs: tuple[Tensor], theirs: Tensor = theirs, mine: list[int] = mine
+            _: nn.Module,
+            inputs: tuple[Tensor],
+            theirs: Tensor = theirs,
+            numbers: list[int] = numbers,
         ) -> tuple[Tensor]:
-            return (transplant(inputs[0], theirs, mine, start),)
+            return (transplant(inputs[0], theirs, numbers, start),)
 
-        handles.append((o_proj, change))
-    return _hooked([o_proj.register_forward_pre_hook(change) for o_proj, change in handles])
+        handles.append(o_proj.register_forward_pre_hook(change))
+    return _hooked(handles)

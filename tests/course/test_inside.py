@@ -37,6 +37,14 @@ def test_streams_begin_with_the_embedding_and_end_before_the_norm(model, ids):
     torch.testing.assert_close(logits, model(ids)[0])
 
 
+def swapped(mine, theirs, heads, start):
+    """What exercise 2 asks for, for heads of 8 channels."""
+    result = mine.clone()
+    for head in heads:
+        result[:, start:, 8 * head : 8 * head + 8] = theirs[:, start:, 8 * head : 8 * head + 8]
+    return result
+
+
 @pytest.mark.parametrize(
     "silence",
     [
@@ -45,6 +53,8 @@ def test_streams_begin_with_the_embedding_and_end_before_the_norm(model, ids):
         lambda m: inside.silenced_branch(m, 1, "self_attn"),
         lambda m: inside.without_values(m, [1, 2], 0),
         lambda m: inside.first_token_of(m, torch.zeros(4, 2, 9, 48), [1, 2], ["keys"]),
+        lambda m: inside.unheard(m, "input_layernorm", [0, 1], 5),
+        lambda m: inside.transplanted(m, torch.zeros(2, 9, dtype=int), [(1, 2)], 3, swapped),
         lambda m: inside.changed_output(m.model.layers[0], torch.zeros_like),
     ],
 )
@@ -99,6 +109,50 @@ def test_a_token_reaches_the_others_by_its_keys_and_values_and_by_nothing_else(m
     assert torch.equal(given(), model(other)[0])
 
 
+def test_an_unheard_channel_still_counts_in_the_norm(model, ids):
+    """The branch behind the norm reads zero there, and the rest divided as before."""
+    block = model.model.layers[1]
+    own = inside.streams(model, ids, until=1)[1]
+    read = block.input_layernorm(own)
+    expected = read.clone()
+    expected[:, 2, 5] = 0
+    with inside.unheard(model, "input_layernorm", [1], 5, place=2):
+        assert torch.equal(block.input_layernorm(own), expected)
+        assert torch.equal(inside.inputs_of(model, block.self_attn.q_proj, ids), expected)
+    assert float((expected != read).sum()) == 2, "one number in each of two rows"
+
+
+def test_a_transplanted_head_brings_what_it_gathered_in_the_donor(model, ids):
+    """Written down plainly: the head's columns of o_proj read the donor's part, from there on."""
+    donor, attention = ids.flip(1), model.model.layers[2].self_attn
+    mine, theirs = (inside.inputs_of(model, attention.o_proj, x) for x in (ids, donor))
+    more = torch.zeros(2, 9, 48)
+    for head in (1, 4):
+        part = slice(8 * head, 8 * head + 8)
+        difference = (theirs - mine)[:, 4:, part]
+        more[:, 4:] += difference @ attention.o_proj.weight[:, part].T
+    with inside.changed_output(attention, lambda y: y + more):
+        expected = model(ids)[0]
+    with inside.transplanted(model, donor, [(2, 1), (2, 4)], 4, swapped):
+        found = model(ids)[0]
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, model(ids)[0], atol=1e-3), "or the test says little"
+
+
+def test_donors_are_recorded_before_a_head_is_changed(model, ids):
+    donor = ids.flip(1)
+    theirs = inside.inputs_of(model, model.model.layers[2].self_attn.o_proj, donor)
+    seen = []
+
+    def look(mine, there, heads, start):
+        seen.append(there)
+        return torch.zeros_like(mine)
+
+    with inside.transplanted(model, donor, [(0, 1), (2, 3)], 0, look):
+        model(ids)
+    assert torch.equal(seen[1], theirs)
+
+
 def test_a_token_without_values_is_looked_at_and_read_as_nothing(model, ids):
     attention = model.model.layers[0].self_attn
     maps = inside.attention_maps(model, ids)
@@ -133,6 +187,9 @@ def test_exchanging_everything_that_differs_changes_the_answer_wholly(model):
     assert means[-1] == pytest.approx(0, abs=1e-3)  # too late for the last token to see it
     assert len(means) == len(errors) == 4
     assert inside.patched_streams(model, prompts, answers, 1, depths=[2])[0] == means[2:3]
+    # From the prompts in another order: the exchange brings each its own vector, and nothing turns.
+    own = inside.patched_streams(model, prompts, answers, 1, source=prompts.roll(1, dims=0))[0]
+    assert own == pytest.approx([0] * 4, abs=1e-3)
     means, _ = inside.patched_streams(model, prompts, answers, place=2)
     assert means[0] == pytest.approx(0, abs=1e-3)
     assert means[-1] == pytest.approx(1, abs=1e-3)
@@ -175,6 +232,11 @@ def test_a_control_has_other_heads_of_the_same_blocks():
         assert all(0 <= head < 9 for _, head in others)
         assert others == inside.other_heads(heads, seed)
     assert len({tuple(inside.other_heads(heads, seed)) for seed in range(20)}) > 5
+
+
+def test_a_spread_is_taken_row_by_row():
+    rows = torch.tensor([[3.0, 1.0, 2.0], [9.0, 9.0, 4.0]])
+    assert inside.spread(rows) == ([1.0, 4.0], [2.0, 9.0], [3.0, 9.0])
 
 
 def test_a_rise_is_a_mean_of_pairs():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def _fetching() -> tuple[int, dict[int, list[float]]]:
     """Return the block in which the language arrives, and what each head asked for carries."""
     model, asked = load_pretrained(quiet=True), inside.language_prompts(load_tokenizer())
     moved, _ = inside.patched_streams(model, *asked, place=3)
-    steps = [after - before for before, after in zip(moved, moved[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(moved)]
     return max(range(30), key=steps.__getitem__), {}
 
 

@@ -213,8 +213,8 @@ def readable(known: Sequence[float], ranks: Sequence[float]) -> Figure:
         "Two curves over the blocks passed. Above, whose capital the model prefers if the last "
         "token's vector is exchanged: its own for 23 blocks, then the other's, in one step. Below, "
         "the rank of the right city among all tokens if the model ended there, on a logarithmic "
-        "axis: around ten thousand at first, about tenfold better with the same step, and the first "
-        "only at the very end.",
+        "axis: around ten thousand at first, about tenfold better with the same step, and the "
+        "first only at the very end.",
     )
 
 
@@ -239,14 +239,15 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
                         color="white", weight="bold", fontsize=10)  # fmt: skip
         ax.set(ylim=(0, highest), ylabel=f"{label}\n(nats per token)")
     axes[0].set_title(
-        "Silence one branch: how much does the loss rise?\n(a bar that leaves the axis bears its height)"
+        "Silence one branch: how much does the loss rise?\n"
+        "(a bar that leaves the axis bears its height)"
     )
     axes[1].set_xlabel("block")
     return describe(
         figure,
         "Two rows of bars, one for attention and one for the MLP, with a bar for each block: how "
-        "much the loss rises when that branch writes nothing. Six bars leave the axis and bear their "
-        "height: the attention of blocks 0 and 1, and the MLPs of blocks 0, 2, 11 and 29.",
+        "much the loss rises when that branch writes nothing. Six bars leave the axis and bear "
+        "their height: the attention of blocks 0 and 1, and the MLPs of blocks 0, 2, 11 and 29.",
     )
 
 
