@@ -10,6 +10,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +29,16 @@ def _blocks(model: SmolLM2) -> Any:
     return model.model.layers
 
 
+Register = Callable[[], torch.utils.hooks.RemovableHandle]
+
+
 @contextmanager
-def _hooked(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+def _hooked(registers: Sequence[Register]) -> Iterator[None]:
+    """Put hooks in when the context is entered, not before, and take them out when it ends."""
+    handles = []
     try:
+        for register in registers:
+            handles.append(register())
         yield
     finally:
         for handle in handles:
@@ -44,7 +52,7 @@ def changed_output(module: nn.Module, change: Change) -> Intervention:
         module: that returns one tensor.
         change: from that tensor to the one that goes on in its place.
     """
-    return _hooked([module.register_forward_hook(lambda _, __, output: change(output))])
+    return _hooked([partial(module.register_forward_hook, lambda _, __, output: change(output))])
 
 
 def silenced_channels(model: SmolLM2, layer: int, channels: Sequence[int]) -> Intervention:
@@ -62,7 +70,7 @@ def silenced_channels(model: SmolLM2, layer: int, channels: Sequence[int]) -> In
         return (hidden,)
 
     down = _blocks(model)[layer].mlp.down_proj
-    return _hooked([down.register_forward_pre_hook(zero)])
+    return _hooked([partial(down.register_forward_pre_hook, zero)])
 
 
 def silenced_heads(model: SmolLM2, heads: Sequence[tuple[int, int]]) -> Intervention:
@@ -84,7 +92,7 @@ def silenced_heads(model: SmolLM2, heads: Sequence[tuple[int, int]]) -> Interven
             return (gathered,)
 
         o_proj = _blocks(model)[layer].self_attn.o_proj
-        handles.append(o_proj.register_forward_pre_hook(zero))
+        handles.append(partial(o_proj.register_forward_pre_hook, zero))
     return _hooked(handles)
 
 
@@ -189,8 +197,8 @@ def inputs_of(model: SmolLM2, module: nn.Module, ids: Tensor) -> Tensor:
         ids: token numbers, (B, T).
     """
     found: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    with _hooked([handle]):
+    look = partial(module.register_forward_pre_hook, lambda _, inputs: found.append(inputs[0]))
+    with _hooked([look]):
         model(ids)
     return found[0]
 
@@ -352,7 +360,7 @@ def patched_heads(
             x[:, place, mine] = gathered[:, place, mine].roll(-1, dims=0)
             return (x,)
 
-        with _hooked([o_proj.register_forward_pre_hook(exchange)]):
+        with _hooked([partial(o_proj.register_forward_pre_hook, exchange)]):
             changed = _answer_changed(model(prompts)[0][:, -1], answers, whole)
         found.append(mean_and_error(changed.tolist()))
     return found
@@ -472,5 +480,5 @@ def transplanted(
         ) -> tuple[Tensor]:
             return (transplant(inputs[0], theirs, numbers, start),)
 
-        handles.append(o_proj.register_forward_pre_hook(change))
+        handles.append(partial(o_proj.register_forward_pre_hook, change))
     return _hooked(handles)

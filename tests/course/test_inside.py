@@ -60,6 +60,8 @@ def swapped(mine, theirs, heads, start):
 )
 def test_an_intervention_acts_and_is_taken_out_even_after_an_error(model, ids, silence):
     before = model(ids)[0]
+    unused = silence(model)  # made, but not entered
+    assert torch.equal(model(ids)[0], before), unused
     with silence(model):
         assert not torch.allclose(model(ids)[0], before, atol=1e-4)
     assert torch.equal(model(ids)[0], before)

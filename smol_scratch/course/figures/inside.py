@@ -85,8 +85,9 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int, even: float) -> Fig
     ax.text(6, even + 0.02, "an even share", ha="center", va="bottom", fontsize=10)
     ax.axvline(switch + 0.5, color=COLOURS["residual"], linewidth=1)
     ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
-    ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0))
-    figure.legend(loc="outside upper center", ncols=3, fontsize=10)
+    ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0),
+           title="Without the giant, the heads let go of the first token")  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=3, fontsize=10)
     return describe(
         figure,
         "Share of attention that lies on the first token, for each block. Up to the block that "
@@ -109,7 +110,7 @@ def given_back(cells: Mapping[tuple[bool, bool], tuple[float, float, float]]) ->
         strength = 0.06 + 0.5 * max(mean, 0) / highest
         ax.add_patch(Rectangle((values - 0.47, keys - 0.46), 0.94, 0.92, linewidth=0,
                                facecolor=to_rgba(COLOURS["wrong"], strength)))  # fmt: skip
-        ax.text(values, keys + 0.1, f"{mean + 0.0:+.2f} ± {error:.2f} nats", ha="center",
+        ax.text(values, keys + 0.1, f"{round(mean, 2) + 0.0:+.2f} ± {error:.2f} nats", ha="center",
                 va="center", weight="bold", fontsize=12)  # fmt: skip
         ax.text(
             values, keys - 0.2, f"attention {share:.2f}", ha="center", va="center", fontsize=10.5

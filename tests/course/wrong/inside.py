@@ -59,7 +59,7 @@ WRONG = {
         (lambda tokens: [0], "something in common"),
         (lambda tokens: [1], "something in common"),
         (everywhere("\n"), "something in common"),
-        (everywhere(" the"), "Too many"),
+        (lambda tokens: list(range(1, len(tokens))), "Too many alarms"),
         (lambda tokens: 9, "a list of positions"),
         ([9], "is no function"),
     ],
