@@ -253,8 +253,8 @@ def kept(bars: Mapping[str, Mapping[str, float]]) -> Figure:
     ax.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=2, fontsize=9.5)
     return describe(figure, """What waits in memory between the two passes, per token. Autograd
-        keeps more than twice as much as the backward pass by hand: twice the width of the logits,
-        which we do not keep at all, and more in MLPs, stream and attention.""")  # fmt: skip
+        keeps more than twice as much as the backward pass by hand: the logits, which we do not
+        keep at all, and about twice as much in MLPs, stream and attention.""")  # fmt: skip
 
 
 def shares(parts: Mapping[str, tuple[float, float, float]], layers: np.ndarray) -> Figure:
