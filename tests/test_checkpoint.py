@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -448,6 +449,16 @@ def test_no_flipped_bit_of_the_training_state_passes(good, tmp_path):
         except assets.CorruptAssetError:
             continue
         assert found == expected, f"bit {bit}: {data[bit // 8 - 20 : bit // 8 + 20]!r}"
+
+
+def test_a_training_state_that_was_changed_is_named_with_what_to_do(good, tmp_path):
+    folder = tmp_path / "c"
+    shutil.copytree(good, folder)
+    text = (folder / STATE).read_text("utf-8")
+    (folder / STATE).write_text(text.replace('"step": ', '"step": 1', 1), "utf-8")
+    said = f"{folder / STATE} is damaged: its content does not have the SHA-256 that it states; go"
+    with pytest.raises(assets.CorruptAssetError, match=f"^{re.escape(said)} on from an earlier"):
+        read_state(folder)
 
 
 def change(folder: Path, **fields: object) -> None:
