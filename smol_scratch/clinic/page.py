@@ -84,7 +84,7 @@ def measured(file: Path | None = None) -> Measured:
 def bits(seen: int, cases: int) -> float:
     """Return what an instrument tells that sees so many of so many suspects, in bits."""
     shares = (seen / cases, 1 - seen / cases)
-    return -sum(share * math.log2(share) for share in shares if share)
+    return 0.0 - sum(share * math.log2(share) for share in shares if share)  # never -0.0
 
 
 def symptoms() -> list[tuple[str, list[clinic.Case]]]:

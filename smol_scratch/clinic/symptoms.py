@@ -142,7 +142,7 @@ def average_of_the_future(p: Patient) -> Iterator[str]:
             yield f"mean log-probability of 8 tokens, with {more} more behind them: {score:.2f}"
 
 
-def shuffled_heads(p: Patient) -> Iterator[str]:
+def blame_the_cache(p: Patient) -> Iterator[str]:
     yield from standing_still(p)
 
 

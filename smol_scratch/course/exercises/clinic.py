@@ -78,26 +78,81 @@ class _Skips(DataLoaderLite):
         return batch
 
 
+class _ShortStride(DataLoaderLite):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.step = self.B * self.T
+
+
+class _Overlapping(DataLoaderLite):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        start = self.position + self.rank * self.B  # a rank begins B tokens on, not B · T
+        super().next_batch()
+        part = torch.tensor([int(i) for i in self.tokens[start : start + self.B * self.T + 1]])
+        return part[:-1].view(self.B, self.T), part[1:].view(self.B, self.T)
+
+
 _WRONG: dict[str, type[DataLoaderLite]] = {
     "the targets are the inputs": _Copies,
     "the targets are the token after the next": _TwoAhead,
     "every batch is the first": _Stuck,
     "two processes read the same batch": _SameForAll,
     "every second batch is skipped": _Skips,
+    "two processes take overlapping batches": _Overlapping,
+    "each process moves on by one batch, whatever the others took": _ShortStride,
 }
 
 
+def glance(Loader: type[DataLoaderLite]) -> bool:
+    """Say whether one process gets what follows, in its first two batches: too little."""
+    loader = Loader(list(range(61)), 2, 5)
+    (x, y), (following, _) = loader.next_batch(), loader.next_batch()
+    return torch.equal(y, x + 1) and bool(following[0, 0] == y[-1, -1])
+
+
+def _right(loader: type[DataLoaderLite]) -> bool:
+    """Compare a loader's batches with those of the package: one to three ranks, two passes."""
+    for world in (1, 2, 3):
+        for B, T in ((2, 5), (1, 4), (3, 2)):
+            text = list(range(3 * world * B * T + 2))
+            for rank in range(world):
+                mine, right = (
+                    kind(text, B, T, rank=rank, world_size=world)
+                    for kind in (loader, DataLoaderLite)
+                )
+                for _ in range(7):
+                    pairs = zip(mine.next_batch(), right.next_batch(), strict=True)
+                    if not all(torch.equal(a, b) for a, b in pairs):
+                        return False
+    return True
+
+
+def _passes(check: Callable[[type[DataLoaderLite]], object], loader: type[DataLoaderLite]) -> bool:
+    try:
+        return bool(check(loader))
+    except NotImplementedError:
+        raise
+    except Exception:  # a crash tells, too
+        return False
+
+
 @exercise
-def check_loader_check(answer: Callable[[type[DataLoaderLite]], object]) -> str:
-    """Expect a function that says whether a class of loaders is right."""
-    with torch.random.fork_rng(devices=[]):
-        if not answer(DataLoaderLite):
-            raise Hint("your check refuses the right loader")
-        for fault, wrong in _WRONG.items():
-            try:
-                passed = answer(wrong)
-            except Exception:  # a crash tells, too
-                passed = False
-            if passed:
-                raise Hint(f"your check passes a loader in which {fault}")
-    return "it passes the right loader, and you have seen it fail on five wrong ones"
+def check_loader_check(
+    answer: tuple[type[DataLoaderLite], Callable[[type[DataLoaderLite]], object]],
+) -> str:
+    """Expect a wrong loader that ``glance`` passes, and a check that sees it and seven others."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise Hint("an answer is (Faulty, loader_is_right): a class of loaders and a function")
+    faulty, check = answer
+    if not glance(faulty):
+        raise Hint("`glance` sees the fault of your loader: plant one that it cannot see")
+    if _right(faulty):
+        raise Hint("your loader hands out the right batches: it has no fault to be seen")
+    if not check(DataLoaderLite):
+        raise Hint("your check refuses the right loader")
+    for fault, wrong in _WRONG.items():
+        if _passes(check, wrong):
+            raise Hint(f"your check passes a loader in which {fault}")
+    if _passes(check, faulty):
+        raise Hint("your check passes the faulty loader that you wrote yourself")
+    return "`glance` stays green with your fault; your check is red for it, and for seven others"

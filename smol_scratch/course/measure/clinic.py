@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from smol_scratch import clinic
-from smol_scratch.clinic.instruments import INSTRUMENTS, trainee
+from smol_scratch import clinic, hub
+from smol_scratch.clinic import instruments
+from smol_scratch.clinic.instruments import INSTRUMENTS, apart, model, tokens, trainee
 from smol_scratch.clinic.instruments import language as text_with_a_rule
 from smol_scratch.clinic.page import Measured, bits, symptoms
 from smol_scratch.clinic.patient import Patient, admit
+from smol_scratch.clinic.symptoms import symptom
 
 
 class Table:
@@ -47,6 +49,26 @@ class Table:
         for line in clinic.recorded()[self.one.key]:
             print(f"  | {line}")
 
+    def observe(self) -> None:
+        """Do what the complaint tells of with the copy as it is now, and print what is seen."""
+        for line in symptom(self.one, self.patient):
+            print(f"  | {line}")
+
+    def test(self) -> bool:
+        """Run the smallest test that catches the case, and return whether the copy passes."""
+        given = vars(instruments) | {"torch": torch, "hub": hub, "p": self.patient}
+        with torch.random.fork_rng(devices=[]), self.patient.inside():
+            torch.manual_seed(0)
+            try:
+                exec(self.one.test, given)
+            except (AssertionError, ValueError):
+                return False
+        return True
+
+    def use_all(self) -> dict[str, bool]:
+        """Use every instrument, print nothing, and return whether all is as it must be."""
+        return {name: use(self.patient).fine for name, use in INSTRUMENTS.items()}
+
     def lines(self) -> dict[str, int]:
         """Return how many lines each file of the copy has."""
         files = sorted((self.folder / "smol_scratch").glob("*.py"))
@@ -68,8 +90,10 @@ class Table:
         start = next(i for i, line in enumerate(lines) if first in line)
         end = next(i for i, line in enumerate(lines) if last in line and i >= start)
         for i in range(start, end + 1):
-            print(f"{i + 1:>4}  {lines[i].replace('  # ', chr(10) + '            # ', 1)}"
-                  if len(lines[i]) > 76 else f"{i + 1:>4}  {lines[i]}")  # fmt: skip
+            code, _, comment = lines[i].partition("  # ")
+            if comment and len(lines[i]) > 76:  # too wide with its number: above the line
+                print(f"{'':>4}  {code[: len(code) - len(code.lstrip())]}# {comment}")
+            print(f"{i + 1:>4}  {code if len(lines[i]) > 76 else lines[i]}")
 
     def change(self, file: str, old: str, new: str) -> None:
         """Exchange a piece of the copy, and load it anew."""
@@ -81,13 +105,34 @@ class Table:
         self.patient = Patient(self.folder)
 
 
-def moved_by_a_mask_off_by_one() -> str:
-    """Return what causality says where each position sees the next one, too."""
-    table = Table("healthy")
-    mask = "None if whole or n_query == 1 else causal_mask(n_query, n_key, q.device)"
-    table.change("model.py", f"mask = {mask}", "mask = q.new_ones(n_query, n_key).tril(1).bool()")
-    table.change("model.py", "is_causal=whole", "is_causal=False")
-    return INSTRUMENTS["causality"](table.patient).lines[0]
+def moved_by() -> dict[str, str]:
+    """Return what causality says of a mask off by one, of none, and of another mixture."""
+    mask = "mask = None if whole or n_query == 1 else causal_mask(n_query, n_key, q.device)"
+    block = "return x + self.mlp(self.post_attention_layernorm(x))"
+    unasked = ("is_causal=whole", "is_causal=False")
+    found = {}
+    for fault, changes in {
+        "mask off by one": (
+            (mask, "mask = q.new_ones(n_query, n_key).tril(1).bool()"), unasked
+        ),
+        "no mask": ((mask, "mask = None"), unasked),
+        "a mean over all tokens": ((block, f"{block} + x.mean(1, keepdim=True)"),),
+    }.items():  # fmt: skip
+        table = Table("healthy")
+        for old, new in changes:
+            table.change("model.py", old, new)
+        found[fault] = INSTRUMENTS["causality"](table.patient).lines[0].partition("moved at ")[2]
+    return found
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Return the largest difference of scores with and without a cache, in a healthy copy."""
+    p = Table("healthy").patient
+    with p.inside(), torch.no_grad():
+        made, ids = model(p).to(dtype), tokens(2, 13)
+        store = p.cache.KVCache(made.config, 2, dtype=dtype)
+        ones = [made(ids[:, i : i + 1], cache=store)[0] for i in range(13)]
+        return apart(made(ids)[0].float(), torch.cat(ones, dim=1).float())
 
 
 def three_checks() -> dict[str, bool]:
@@ -123,8 +168,12 @@ def drawer_of(one: clinic.Case) -> str:
 Choose = Callable[[list[str], list[str]], str]  # suspects and instruments left: the next one
 
 
-def search(found: Measured, guilty: str, suspects: Iterable[str], choose: Choose) -> int:
-    """Return the points that it takes until no instrument could tell apart what is left.
+def steps(
+    found: Measured, guilty: str, suspects: Iterable[str], choose: Choose
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield each instrument that a search uses, and the suspects before and after it.
+
+    It ends when no instrument could tell apart what is left.
 
     Args:
         found: what each instrument says of each case: only ✓ or ✗ is used.
@@ -132,31 +181,66 @@ def search(found: Measured, guilty: str, suspects: Iterable[str], choose: Choose
         suspects: cases that are thought possible before anything was asked.
         choose: names the next instrument.
     """
-    left, tools, spent = list(suspects), list(found.cost), 0
+    left, tools = list(suspects), list(found.cost)
     while len({found.seen[case] for case in left}) > 1:
         tool = choose(left, tools)
         tools.remove(tool)
-        spent += found.cost[tool]
+        before = left
         left = [case for case in left if (tool in found.seen[case]) == (tool in found.seen[guilty])]
-    return spent
+        yield tool, before, left
+
+
+def search(found: Measured, guilty: str, suspects: Iterable[str], choose: Choose) -> int:
+    """Return the points that it takes until no instrument could tell apart what is left."""
+    return sum(found.cost[tool] for tool, _, _ in steps(found, guilty, suspects, choose))
+
+
+def value(found: Measured, tool: str, left: Sequence[str]) -> float:
+    """Return what an instrument's mark is worth while these are the suspects, in bits."""
+    return bits(sum(tool in found.seen[case] for case in left), len(left))
+
+
+def worth(found: Measured, tools: Iterable[str], groups: dict[str, Sequence[str]]) -> None:
+    """Print how many suspects of each group some instruments see, and what that is worth."""
+    print(f"{'':<12}{'':>4}" + "".join(f"{name:>24}" for name in groups))
+    print(f"{'instrument':<12}{'cost':>4}" + f"{'sees':>14}{'bits':>10}" * len(groups))
+    for tool in tools:
+        print(f"{tool:<12}{found.cost[tool]:>4}", end="")
+        for left in groups.values():
+            sees = sum(tool in found.seen[case] for case in left)
+            print(f"{f'{sees} of {len(left)}':>14}{value(found, tool, left):>10.2f}", end="")
+        print()
+
+
+def play(found: Measured, guilty: str) -> list[tuple[str, int]]:
+    """Print a search by the best split for its price; return each instrument and who is left."""
+    every, asked = [one.key for one in clinic.cases()], []
+    for tool, before, left in steps(found, guilty, every, best_split(found)):
+        mark = "✗" if tool in found.seen[guilty] else "✓"
+        print(
+            f"{tool:<12}{value(found, tool, before):.2f} bits for {found.cost[tool]}: {mark}, "
+            f"{len(before)} suspects, then {len(left)}"
+        )
+        asked.append((tool, len(left)))
+    return asked
+
+
+def best_split(found: Measured) -> Choose:
+    """Return the rule that takes the most bits per point; among equals, the first in the list."""
+    return lambda left, tools: max(
+        tools, key=lambda tool: value(found, tool, left) / found.cost[tool]
+    )
 
 
 def strategies(found: Measured) -> dict[str, float]:
     """Return the mean points of a search over all cases, for some ways to choose a question."""
-
-    def sees(tool: str, left: list[str]) -> int:
-        return sum(tool in found.seen[case] for case in left)
+    every = [one.key for one in clinic.cases()]
 
     def in_order(left: list[str], tools: list[str]) -> str:
         return tools[0]
 
-    every = [one.key for one in clinic.cases()]
-
-    def most_thorough(left: list[str], tools: list[str]) -> str:
-        return max(tools, key=lambda tool: sees(tool, every))
-
-    def best_split(left: list[str], tools: list[str]) -> str:
-        return max(tools, key=lambda tool: bits(sees(tool, left), len(left)) / found.cost[tool])
+    def most_seeing(left: list[str], tools: list[str]) -> str:
+        return max(tools, key=lambda tool: sum(tool in found.seen[case] for case in every))
 
     def among(group: Callable[[clinic.Case], str], choose: Choose) -> float:
         return statistics.mean(
@@ -167,9 +251,9 @@ def strategies(found: Measured) -> dict[str, float]:
 
     return {
         "in the list's order": among(lambda one: "", in_order),
-        "the most thorough first": among(lambda one: "", most_thorough),
-        "the best split for its price": among(lambda one: "", best_split),
-        "… and the drawer known": among(drawer_of, best_split),
+        "what sees most cases first": among(lambda one: "", most_seeing),
+        "the most bits per point": among(lambda one: "", best_split(found)),
+        "… and an oracle names the drawer": among(drawer_of, best_split(found)),
     }
 
 
@@ -180,6 +264,21 @@ def by_drawer(found: Measured) -> tuple[list[str], list[tuple[str, ...]]]:
         clinic.cases(), key=lambda one: (order.index(drawer_of(one)), one.cause)
     )  # within a drawer by the letters of the cause
     return [drawer_of(one) for one in cases], [found.seen[one.key] for one in cases]
+
+
+def shelf(first: Sequence[str]) -> str:
+    """Return the instruments with their prices and questions, in Markdown; the others folded."""
+    tools = clinic.tools()
+
+    def table(names: Iterable[str]) -> str:
+        rows = [f"| `{name}` | {tools[name].cost} | {tools[name].asks} |" for name in names]
+        return "\n".join(["| instrument | cost | its question |", "|---|:-:|---|", *rows])
+
+    others = [name for name in tools if name not in first]
+    return (
+        f"{table(first)}\n\n<details><summary>The other {len(others)}, for the exercises"
+        f"</summary>\n\n{table(others)}\n\n</details>"
+    )
 
 
 def suspects(found: Measured) -> str:
