@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import inspect
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ from smol_scratch.clinic import desk, instruments, page, patient
 from smol_scratch.clinic.instruments import INSTRUMENTS
 from smol_scratch.clinic.patient import Patient, admit
 from smol_scratch.clinic.symptoms import symptom
+from smol_scratch.course.exercises import clinic as exercises
 from smol_scratch.course.measure import clinic as measure
 
 CASES = clinic.cases()
@@ -333,6 +335,13 @@ def test_the_notebook_shows_the_record():
     ]
     table = measure.suspects(page.measured())
     assert sum(table in output for output in outputs) == 1, "run `make refresh`"
+
+
+def test_the_exercise_shows_the_check_that_the_checker_uses():
+    stored = json.loads((assets.ROOT / "notebooks" / "16_clinic.ipynb").read_text("utf-8"))
+    shown = "".join("".join(cell["source"]) for cell in stored["cells"])
+    body = inspect.getsource(exercises.glance).rpartition('"""\n')[2]
+    assert f"def glance(Loader):\n{body}```" in shown
 
 
 def test_a_search_costs_what_it_must():

@@ -89,8 +89,9 @@ def who_sees_what(
         model, optimisation, evaluation; a column for each instrument, in three groups by cost. It
         is sparse: most columns hold one to three squares. The last two, foreign and ladder, hold
         many in the model's rows, few elsewhere and none in those of optimisation. The column of
-        batch is empty and shaded. Below each instrument stands how many cases it sees; right of each
-        row, by how many instruments it is seen. A single witness is in bold: 19 rows of 35.""")  # fmt: skip
+        batch is empty and shaded. Below each instrument stands how many cases it sees; right of
+        each row, by how many instruments it is seen. A single witness is in bold: 19 rows of
+        35.""")  # fmt: skip
 
 
 def heads_together() -> Figure:
