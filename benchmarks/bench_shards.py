@@ -1,11 +1,16 @@
 """How fast text becomes shards, beside the tokenizer library alone, and in what memory.
 
     python -m benchmarks.bench_shards [--megabytes 40] [--rounds 3]
+    python -m benchmarks.bench_shards --trial 2000
 
 The text is the plays, scene by scene in an order that a seed decides, written as JSON Lines, gzip
 and Parquet. The library alone encodes the same texts from memory, on the same cores, in batches of
 the same size. All take turns; medians, and the ratio within each turn. Memory is the peak of a
 process of its own.
+
+``--trial`` stores so many megabytes, in files of two kinds that no memory could hold: one file of
+JSON Lines, and 10,000 small text files, an empty one, and a single document longer than a shard
+beside it; then it makes a hundred steps of the tiny model on both, and says what each command took.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import random
 import shutil
 import statistics
@@ -93,12 +99,69 @@ def ours(source: Path, output: Path) -> tuple[float, float]:
     return seconds, memory
 
 
+def write_trial(folder: Path, megabytes: float, files: int = 10_000) -> None:
+    """Write the trial's text a piece at a time: large.jsonl, and a folder of small files."""
+    with (folder / "large.jsonl").open("w", encoding="utf-8") as file:
+        for text in texts(megabytes):
+            file.write(json.dumps({"text": text}) + "\n")
+    small = folder / "small"
+    small.mkdir()
+    scenes = texts(1e6, seed=1)
+    for number in range(files):
+        (small / f"{number:05}.txt").write_text(next(scenes), encoding="utf-8")
+    (small / "empty.txt").touch()
+    with (small / "long.txt").open("w", encoding="utf-8") as file:
+        file.writelines(text + "\n\n" for text in texts(min(megabytes / 4, 80), seed=2))
+
+
+def command(*words: str | Path) -> str:
+    """Run one of our commands; return seconds, peak memory, and its last words."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "smol_scratch", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    said = process.stdout.read().splitlines() if process.stdout else []
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{words[0]}: status {status}; {said[-3:]}")
+    seconds = time.perf_counter() - start
+    kept = [line for line in said if "documents" in line or "left out" in line or "loss" in line]
+    lines = "".join(f"\n    {line}" for line in (kept[:3] if words[0] == "shards" else kept[-1:]))
+    return f"{words[0]}: {seconds:,.0f} s, at most {used.ru_maxrss / 1024:,.0f} MiB{lines}"
+
+
+def trial(megabytes: float) -> None:
+    """Store what no memory could hold, train on it, and print what it took."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_trial(folder, megabytes)
+        sizes = [(folder / "large.jsonl").stat().st_size]
+        sizes.append(sum(path.stat().st_size for path in (folder / "small").iterdir()))
+        print(find_hardware(torch.device("cpu")).name)
+        for name, size in zip(("large", "small"), sizes, strict=True):
+            source = folder / ("large.jsonl" if name == "large" else "small")
+            print(f"{source.name}, {size / 1e6:,.0f} MB")
+            stored = folder / f"{name}.stored"
+            print(" ", command("shards", "--input", source, "--output", stored), flush=True)
+        words = ["--preset", "tiny", "--steps", "100", "--held-out", "0.001", "--save"]
+        both = [folder / "large.stored", folder / "small.stored"]
+        print("both, a hundred steps")
+        print(" ", command("train", "--shards", *both, *words, folder / "run"))
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trial", type=float, metavar="MEGABYTES", help="store and train instead")
     asked = parser.parse_args()
+    if asked.trial is not None:
+        trial(asked.trial)
+        return
     with tempfile.TemporaryDirectory() as place:
         files = write(Path(place), asked.megabytes)
         alone, found = [], {name: list[tuple[float, float]]() for name in files}
