@@ -390,8 +390,7 @@ def plan(
         utilisation: share of the cards' peak that is reached, an assumption.
         dtype: of the matrix products.
         shard: split weights, gradients and moments over the cards (FSDP2).
-        checkpoint_activations: keep each block's input alone, and compute the rest again; for now
-            only planned with, since `train` does not do it yet.
+        checkpoint_activations: keep each block's input alone, and compute the rest again.
         price: of one card for an hour.
         disk: GB a second at which a checkpoint is written.
 

@@ -171,6 +171,8 @@ class RunOptions:
         fast: use the accelerated pieces of fast.py where they pay.
         compile: compile each block, which costs some seconds at the start.
         shard: with several devices, split weights and optimizer over them (FSDP2).
+        checkpoint_activations: keep each block's input alone for the backward pass, which computes
+            the rest again: less memory for about a third more time.
         log_interval: steps between lines.
         eval_interval: steps between looks at the held-out text; 0 never looks.
         eval_sequences: how many sequences of it, from all over it.
@@ -189,6 +191,7 @@ class RunOptions:
     fast: bool = True
     compile: bool = False
     shard: bool = False
+    checkpoint_activations: bool = False
     log_interval: int = number(100, least=1)
     eval_interval: int = number(100, least=0)
     eval_sequences: int = number(48, least=1)

@@ -7,6 +7,7 @@ sequence.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 from smol_scratch import accounting, fast, hardware
 from smol_scratch.data import DataLoaderLite, Tokens
@@ -129,6 +131,8 @@ class TrainingState:
         if options.fast:
             fast.keep_freed_memory()
             fast.accelerate(model)
+        if options.checkpoint_activations:
+            keep_inputs_only(model)
         if options.compile:
             fast.compile_blocks(model)
         forward = distribute(model, options.shard) if world_size > 1 else model
@@ -195,6 +199,15 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
     )
+
+
+def keep_inputs_only(model: SmolLM2) -> None:
+    """Let each block keep its input alone; its backward pass computes the rest again.
+
+    Source: Chen et al., 2016, arXiv:1604.06174.
+    """
+    for block in model.model.layers:  # type: ignore[union-attr]
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def distribute(model: SmolLM2, shard: bool) -> nn.Module:
@@ -282,9 +295,11 @@ def train_step(state: TrainingState) -> tuple[float, float, float]:
         # (B, T) each; the third, where asked for, says which document each token is of.
         x, y, *documents = (t.to(state.device) for t in state.loader.next_batch())
         with _averaging(state, last=part == config.accumulate - 1):
-            with state.autocast(), attending_within(state.model, *documents):
-                loss = state.forward(x, y)[1] / config.accumulate
-            scaler.scale(loss).backward()
+            # The backward pass computes blocks again where activations are not kept.
+            with attending_within(state.model, *documents):
+                with state.autocast():
+                    loss = state.forward(x, y)[1] / config.accumulate
+                scaler.scale(loss).backward()
         total += loss.detach()
     if state.world_size > 1:
         dist.all_reduce(total)

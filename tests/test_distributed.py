@@ -46,6 +46,7 @@ TWO = {
     "ddp accumulated": {"batch_size": 1, "accumulate": 2},
     "fsdp": {"batch_size": 2, "shard": True},
     "fsdp accumulated": {"batch_size": 1, "accumulate": 2, "shard": True},
+    "fsdp checkpointed": {"batch_size": 2, "shard": True, "checkpoint_activations": True},
 }
 
 

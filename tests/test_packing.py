@@ -337,10 +337,12 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, stored, other, how):
 
 
 def test_the_mask_reaches_the_training(stored):
+    """Also where the backward pass computes blocks again."""
     found = [
-        losses(run(mixture(stored, mask_documents=mask)[0], **HOW), 3) for mask in (False, True)
+        losses(run(mixture(stored, mask_documents=mask)[0], **HOW, checkpoint_activations=again), 3)
+        for mask, again in ((False, False), (True, False), (True, True))
     ]
-    assert found[0] != found[1]
+    assert found[0] != found[1] == found[2]
 
 
 def test_the_command_line(tmp_path, capsys, monkeypatch):

@@ -10,8 +10,11 @@ import torch
 
 from smol_scratch import SmolLM2, SmolLM2Config, accounting, assets, hardware, plan
 from smol_scratch.__main__ import main
+from smol_scratch.accounting import measured_peak
 from smol_scratch.course.measure import parameters
+from smol_scratch.training import keep_inputs_only
 from tests.course.test_explore import with_checkpoints
+from tests.test_accounting import training_step
 
 SHAPES = {name: SmolLM2Config.preset(name) for name in ("135M", "360M", "1.7B", "tiny")}
 UNTIED = SmolLM2Config.preset("tiny", tie_embeddings=False)
@@ -150,6 +153,16 @@ def test_runs_that_were_made_are_met(name, monkeypatch):
     rest = [1024 / float(row["tokens_per_second"]) for row in rows[100:]]
     assert found.steps == len(rows)
     assert found.hours * 3600 / found.steps == pytest.approx(median(rest), rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("B", "T"), [(4, 64), (1, 1)])
+def test_the_peak_where_training_keeps_inputs_only(dtype, B, T):
+    config = SmolLM2Config.preset("tiny", vocab_size=8192, n_layer=8)
+    step, model, optimizer = training_step(config, B, T, dtype)
+    keep_inputs_only(model)
+    predicted = plan.memory_per_card(config, B, T, dtype, checkpointing=True)["peak"]
+    assert measured_peak(step, model, optimizer) == pytest.approx(predicted, rel=2e-3)
 
 
 def test_the_memory_of_the_measured_step_is_met():

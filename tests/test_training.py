@@ -450,6 +450,27 @@ def test_the_initial_weights_are_those_of_the_seed_whatever_came_before():
     assert same(expected, weights(state))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_blocks_computed_again_give_the_same_gradients(precision, fast):
+    """With dropout, whose draws must come again too, and bit for bit."""
+    found, calls = [], []
+    for again in (False, True):
+        state = begin(
+            precision=precision, fast=fast, dropout=0.2, checkpoint_activations=again, accumulate=2
+        )
+        calls.append(0)
+
+        def count(*_):
+            calls[-1] += 1
+
+        state.model.model.layers[0].mlp.register_forward_pre_hook(count)
+        found.append((losses(state, 4), weights(state)))
+    assert calls == [8, 16]
+    assert found[0][0] == found[1][0]
+    assert same(found[0][1], found[1][1])
+
+
 def test_the_pieces_of_fast_py_are_taken_only_where_asked():
     assert type(begin().model.model.norm).__name__ == "FastRMSNorm"
     assert type(begin(fast=False).model.model.norm).__name__ == "RMSNorm"
