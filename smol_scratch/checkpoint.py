@@ -236,6 +236,27 @@ def read_state(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _check_files(folder: Path, content: dict[str, Any]) -> None:
+    """Check that all files of a checkpoint are there and undamaged."""
+    for name, expected in content["files"].items():
+        if not (folder / name).is_file():
+            raise assets.CorruptAssetError(f"{folder / name} is missing")
+        if (found := assets.sha256(folder / name)) != expected:
+            raise assets.CorruptAssetError(
+                f"{folder / name} is damaged: SHA-256 {found}, expected {expected}; go on from an "
+                "earlier checkpoint"
+            )
+
+
+def is_whole(folder: Path) -> bool:
+    """Say whether a checkpoint has all its files, undamaged."""
+    try:
+        _check_files(folder, read_state(folder))
+    except (OSError, assets.CorruptAssetError):
+        return False
+    return True
+
+
 # What a training state has, beside its format, recipe and options. Its SHA-256 says that it was not
 # damaged on the way, not that it was written by us.
 _CONTENT = {
@@ -290,14 +311,7 @@ def load_checkpoint(
             f"longer be of {sequences} sequences; give --batch-size or --accumulate another "
             f"value, best so that --batch-size × --accumulate × {processes} is {sequences}"
         )
-    for name, expected in content["files"].items():
-        if not (folder / name).is_file():
-            raise assets.CorruptAssetError(f"{folder / name} is missing")
-        if (found := assets.sha256(folder / name)) != expected:
-            raise assets.CorruptAssetError(
-                f"{folder / name} is damaged: SHA-256 {found}, expected {expected}; go on from an "
-                "earlier checkpoint"
-            )
+    _check_files(folder, content)
     model = load_pretrained(folder, quiet=True)
     state = TrainingState.create(config, tokens, held_out, options, model=model)
     if state.text_sha256 != content["text_sha256"]:

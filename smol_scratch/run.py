@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import glob
 import importlib.util
 import io
@@ -30,7 +31,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from smol_scratch import assets
-from smol_scratch.checkpoint import load_checkpoint, read_state, save_checkpoint
+from smol_scratch.checkpoint import is_whole, load_checkpoint, read_state, save_checkpoint
 from smol_scratch.corpus import load_text, unseen_plays
 from smol_scratch.data import Tokens, split
 from smol_scratch.hardware import choose_device, find_hardware
@@ -158,7 +159,8 @@ class MetricsFile:
         own = step_folder(options.save, state.step).resolve()
         other = options.ckpt and options.ckpt.resolve() != own
         if path.exists() and (state.step == 0 or (other and not options.metrics)):
-            if options.metrics is None and state.step == 0 and self._is_ours(path):
+            mine = options.metrics is None or restarted()
+            if mine and state.step == 0 and self._is_ours(path):
                 self.moved = self._move_aside(path)
             elif self._has_rows(path):
                 raise ValueError(
@@ -236,6 +238,7 @@ def run(config: TrainingConfig, options: RunOptions) -> Path:
     """Train as the recipe says; return the folder of the last checkpoint.
 
     Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint; once more, at once.
+    Under ``torchrun --max-restarts`` a run whose process died goes on from its last checkpoint.
 
     Raises:
         ValueError: for a recipe, text or checkpoint that cannot be used.
@@ -272,6 +275,9 @@ def _run(config: TrainingConfig, options: RunOptions) -> tuple[Path, int | None]
         )
     earlier = step_folders(options.save)
     own = [folder.resolve() for folder in earlier.values()]
+    if restarted() and (last_good := last_whole(earlier, options.ckpt)):
+        options = dataclasses.replace(options, ckpt=last_good)
+        say(f"a process had ended and torchrun began again: on from {last_good}")
     if earlier and (options.ckpt is None or options.ckpt.resolve() not in own):
         last = earlier[max(earlier)]
         raise ValueError(
@@ -416,6 +422,20 @@ def step_folders(save: Path) -> dict[int, Path]:
         if number.isdecimal() and folder.is_dir():
             found[int(number)] = folder
     return found
+
+
+def restarted() -> bool:
+    """Say whether ``torchrun --max-restarts`` began again after a process had ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def last_whole(folders: dict[int, Path], begun_from: Path | None) -> Path | None:
+    """Return the latest undamaged step checkpoint, beyond the one that the run was begun from."""
+    least = -1 if begun_from is None else read_state(begun_from)["step"]
+    for step in sorted(folders, reverse=True):
+        if step > least and is_whole(folders[step]):
+            return folders[step]
+    return None
 
 
 def remove_leftovers(save: Path) -> None:

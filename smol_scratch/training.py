@@ -294,12 +294,12 @@ def train_step(state: TrainingState) -> tuple[float, float, float]:
     for part in range(config.accumulate):
         # (B, T) each; the third, where asked for, says which document each token is of.
         x, y, *documents = (t.to(state.device) for t in state.loader.next_batch())
-        with _averaging(state, last=part == config.accumulate - 1):
-            # The backward pass computes blocks again where activations are not kept.
-            with attending_within(state.model, *documents):
-                with state.autocast():
-                    loss = state.forward(x, y)[1] / config.accumulate
-                scaler.scale(loss).backward()
+        # The mask is for the backward pass too, which may compute blocks again.
+        last = part == config.accumulate - 1
+        with _averaging(state, last), attending_within(state.model, *documents):
+            with state.autocast():
+                loss = state.forward(x, y)[1] / config.accumulate
+            scaler.scale(loss).backward()
         total += loss.detach()
     if state.world_size > 1:
         dist.all_reduce(total)

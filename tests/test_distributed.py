@@ -320,6 +320,89 @@ def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
                 os.kill(number, signal.SIGKILL)
 
 
+def restartable(folder: Path, save: str) -> subprocess.Popen:
+    """Start a sharded run of two processes that ``torchrun`` begins again when one dies."""
+    words = [*SMALL, "--text", "text.txt", "--steps", "16", "--checkpoint-interval", "3"]
+    words += ["--shard", "--accumulate", "2", "--checkpoint-activations", "--save", save]
+    [python, *rest] = torchrun("-m", "smol_scratch", *words)
+    rest[2:2] = ["--max-restarts", "1"]
+    (folder / "text.txt").write_text(WORDS, "utf-8")
+    return subprocess.Popen(
+        [python, *rest],
+        cwd=folder,
+        # Else the new processes may find the addresses of the old ones (PyTorch issue 135712).
+        env={
+            **ENVIRONMENT,
+            "PYTHONPATH": str(ROOT),
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory) -> Path:
+    """The same run where nothing happened."""
+    folder = tmp_path_factory.mktemp("calm")
+    process = restartable(folder, "run")
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torn", [False, True], ids=["whole", "the last one torn"])
+def test_a_killed_worker_comes_back_and_the_run_goes_on_bit_for_bit(tmp_path, calm, torn):
+    """Under ``--max-restarts``; what was made after the last good checkpoint is made again."""
+    process = restartable(tmp_path, "run")
+    try:
+        patience = time.monotonic() + 240
+        while not (tmp_path / "run_step_6").is_dir():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < patience
+            time.sleep(0.01)
+        both = workers(process)
+        if torn:
+            os.kill(process.pid, signal.SIGSTOP)  # so that nobody begins again before it is torn
+        os.kill(both[1], signal.SIGKILL)
+        if torn:
+            while alive(both[0]):  # it notices that the other one is gone
+                assert time.monotonic() < patience
+                time.sleep(0.01)
+            last = max(int(path.name.split("_")[-1]) for path in tmp_path.glob("run_step_*"))
+            with (tmp_path / f"run_step_{last}" / "model.safetensors").open("r+b") as file:
+                file.truncate(1000)
+            os.kill(process.pid, signal.SIGCONT)
+        said = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, said
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGCONT)
+            os.killpg(process.pid, signal.SIGKILL)
+    [again] = re.findall(r"torchrun began again: on from run_step_(\d+)", said)
+    if torn:
+        assert int(again) == last - 3
+    same = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm")
+    tables = [
+        [[row[name] for name in same] for row in numbers(folder / "run.csv")]
+        for folder in (calm, tmp_path)
+    ]
+    assert tables[0] == tables[1]
+    for name in ("model.safetensors", "training/optimizer.safetensors"):
+        assert (calm / "run" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def alive(number: int) -> bool:
+    """Say whether a process is there and not merely unburied."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
     gc.collect()  # models in cycles hold gloo's threads, which abort when Python ends before them
