@@ -23,7 +23,7 @@ def drawers() -> Figure:
     figure, ax = canvas(16, 5.2)
     box(ax, 6.2, 4.3, 3.6, "something is wrong", "wrong", height=0.7)
     for left, name, colour, question in (
-        (0.2, "data", "embedding", "Is this what\nI would predict,\nfrom what I am\ngiven?"),
+        (0.2, "data", "embedding", "Are inputs and\ntargets what the\nmodel should\nbe given?"),
         (4.2, "model", "attention", "Are the scores\nright, for these\nweights and\nthese tokens?"),
         (8.2, "optimisation", "norm", "Does a step do\nwhat the formula\nsays, to every\nweight?"),
         (12.2, "evaluation", "query", "Does the number\nor the text say\nwhat the model\nsays?"),
@@ -35,11 +35,11 @@ def drawers() -> Figure:
             arrow(ax, (left - 0.45, 2.85), (left + 0.05, 2.85))
     ax.text(8, 0.05, "→ inherits: a symptom on the right may have its cause on the left",
             ha="center", va="bottom", fontsize=10)  # fmt: skip
-    return describe(figure, """Four drawers below the words 'something is wrong': data (is this what
-        I would predict, from what I am given?), model (are the scores right, for these weights and
-        these tokens?), optimisation (does a step do what the formula says, to every weight?),
-        evaluation (does the number or the text say what the model says?). An arrow leads from each
-        drawer to the next one on the right, which inherits its faults.""")  # fmt: skip
+    return describe(figure, """Four drawers below the words 'something is wrong': data (are inputs
+        and targets what the model should be given?), model (are the scores right, for these
+        weights and these tokens?), optimisation (does a step do what the formula says, to every
+        weight?), evaluation (does the number or the text say what the model says?). An
+        arrow leads from each drawer to the next one on the right, which inherits its faults.""")  # fmt: skip
 
 
 def who_sees_what(
@@ -120,13 +120,14 @@ def heads_together() -> Figure:
             row(left + 2.1, bottom, numbers)
             if any(number % 10 != token for number in numbers):
                 late = any(number % 10 > token for number in numbers)
-                words = "sees the future" if late else "mixed up"
+                words = "sees the future" if late else "only head 2"
                 ax.text(left + 4.4, bottom + 0.4, words, va="center", fontsize=10,
                         color=COLOURS["wrong"])  # fmt: skip
     return describe(figure, """Six numbers lie in memory: 10, 11, 12 of the first head, then 20, 21,
         22 of the second; the last digit is the token. Transposed back, token 0 gets 10 and 20,
         token 1 gets 11 and 21, token 2 gets 12 and 22. Only reshaped, token 0 gets 10 and 11 and
-        token 1 gets 12 and 20, so both see the future; token 2 gets 21 and 22.""")  # fmt: skip
+        token 1 gets 12 and 20, so both see the future; token 2 gets 21 and 22,
+        both of head 2.""")  # fmt: skip
 
 
 def points(strategies: dict[str, float]) -> Figure:
@@ -141,7 +142,7 @@ def points(strategies: dict[str, float]) -> Figure:
     ax.invert_yaxis()
     ax.set(xlabel="points per case, the mean over all cases", xlim=(0, 27))
     ax.grid(visible=False)
-    ax.set_title("Four rules for the next question: what a case costs", loc="left")
+    ax.set_title("What a case costs, by how the next question is chosen", loc="left")
     return describe(figure, """Four bars that become shorter: points per case when the instruments
         are used in the list's order, those that see most cases first, by the most bits per point,
         and, in grey, by the most bits per point where an oracle has named the drawer.
