@@ -39,7 +39,8 @@ def drawers() -> Figure:
         and targets what the model should be given?), model (are the scores right, for these
         weights and these tokens?), optimisation (does a step do what the formula says, to every
         weight?), evaluation (does the number or the text say what the model says?). An
-        arrow leads from each drawer to the next one on the right, which inherits its faults.""")  # fmt: skip
+        arrow leads from each drawer to the next one on the right, which inherits its
+        faults.""")  # fmt: skip
 
 
 def who_sees_what(
