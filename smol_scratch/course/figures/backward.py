@@ -314,7 +314,7 @@ def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Draw by how much a branch's gradient grows when its norm's output is made larger.
+    """Draw by how much the gradient at a norm's output grows when that output is made larger.
 
     Args:
         lines: name to, for outputs 1, 2, 4, … times as large, the gradient's mean length in units
@@ -329,12 +329,13 @@ def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
         ax.text(*place, name, va="center", ha="left", fontsize=10,
                 color=COLOURS[colour] if colour != "other" else "#666666")  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="the norm's output, times",
-           ylabel="the branch's gradient, times", xlim=(0.9, 60))  # fmt: skip
+           ylabel="gradient at that output, times", xlim=(0.9, 60))  # fmt: skip
     ticks = [1, 2, 4, 8, 16]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.set_yticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
-    ax.set_title("only the gate's product keeps growing")
-    return describe(figure, """The length of a branch's gradient when its norm's output is made 1 to
-        16 times as large. With the gate's product it doubles with every doubling; without it,
-        it stays; attention's rises about fourfold and levels off.""")  # fmt: skip
+    ax.set_title("with the gate's product, the gradient doubles each time")
+    return describe(figure, """The length of the gradient that a branch sends back to its norm's output,
+        when that output is made 1 to 16 times as large. With the gate's product it doubles with
+        every doubling; without it, it hardly moves; attention's rises about fourfold and levels
+        off.""")  # fmt: skip

@@ -510,12 +510,13 @@ def learned(model: SmolLM2, tokenizer: SmolLM2Tokenizer, small: float = 0.02) ->
 def branch_growth(
     model: SmolLM2, tokenizer: SmolLM2Tokenizer, doublings: int = 4
 ) -> dict[str, Tensor]:
-    """Enlarge what each branch of the real model gets from its norm, and follow its gradient.
+    """Enlarge what each branch of the real model gets from its norm; measure the gradient there.
 
-    A longer stream would change nothing, since the norm divides by its length; so the norm's output
-    is scaled, as a larger weight of the norm would. The gradient that comes from above is random
-    and the same for all sizes, so only the branch itself can change what it sends back. The first
-    two tokens are left out: their numbers are huge.
+    A longer stream would not change what the branch reads, since the norm divides by its length; so
+    the norm's output is scaled, as a larger weight of the norm would. The gradient that comes in is
+    random and the same for all sizes, so only the branch itself can change what it sends back. That
+    is measured at the norm's output: on to the stream, a larger weight would multiply it once more.
+    The first two tokens are left out: their numbers are huge.
 
     Args:
         model: real weights.
