@@ -335,7 +335,7 @@ def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
     ax.set_yticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set_title("with the gate's product, the gradient doubles each time")
-    return describe(figure, """The length of the gradient that a branch sends back to its norm's output,
-        when that output is made 1 to 16 times as large. With the gate's product it doubles with
-        every doubling; without it, it hardly moves; attention's rises about fourfold and levels
-        off.""")  # fmt: skip
+    return describe(figure, """The length of the gradient that a branch sends back to its
+        norm's output, when that output is made 1 to 16 times as large. With the gate's
+        product it doubles with every doubling; without it, it hardly moves; attention's
+        rises about fourfold and levels off.""")  # fmt: skip
