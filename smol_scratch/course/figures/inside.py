@@ -116,8 +116,8 @@ def given_back(cells: Mapping[tuple[bool, bool], tuple[float, float, float]]) ->
         ax.text(
             values, keys - 0.2, f"attention {share:.2f}", ha="center", va="center", fontsize=10.5
         )
-    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="its values",
-           ylabel="the first token's keys", title="What is lost, and what can be given back")  # fmt: skip
+    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="its values", ylabel="the first token's keys",
+           title="What is lost, and what can be given back")  # fmt: skip
     ax.set_xticks((0, 1), ("without the giant", "given back"))
     ax.set_yticks((0, 1), ("without\nthe giant", "given\nback"))
     ax.tick_params(length=0)
