@@ -8,9 +8,9 @@ and Parquet. The library alone encodes the same texts from memory, on the same c
 the same size. All take turns; medians, and the ratio within each turn. Memory is the peak of a
 process of its own.
 
-``--trial`` stores so many megabytes, in files of two kinds that no memory could hold: one file of
-JSON Lines, and 10,000 small text files, an empty one, and a single document longer than a shard
-beside it; then it makes a hundred steps of the tiny model on both, and says what each command took.
+``--trial`` stores so many megabytes, as one file of JSON Lines, and 10,000 small text files, among
+them an empty one and one document longer than a shard. Then it makes a hundred steps of the tiny
+model on both, and says what each command took.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import gzip
 import json
 import os
 import random
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -99,57 +101,55 @@ def ours(source: Path, output: Path) -> tuple[float, float]:
     return seconds, memory
 
 
-def write_trial(folder: Path, megabytes: float, files: int = 10_000) -> None:
-    """Write the trial's text a piece at a time: large.jsonl, and a folder of small files."""
-    with (folder / "large.jsonl").open("w", encoding="utf-8") as file:
+def write_trial(folder: Path, megabytes: float) -> list[Path]:
+    """Write the trial's text a piece at a time; return the file and the folder."""
+    large, small = folder / "large.jsonl", folder / "small"
+    with large.open("w", encoding="utf-8") as file:
         for text in texts(megabytes):
             file.write(json.dumps({"text": text}) + "\n")
-    small = folder / "small"
     small.mkdir()
-    scenes = texts(1e6, seed=1)
-    for number in range(files):
-        (small / f"{number:05}.txt").write_text(next(scenes), encoding="utf-8")
+    for number, text in enumerate(islice(texts(1e6, seed=1), 9_998)):
+        (small / f"{number:04}.txt").write_text(text, encoding="utf-8")
     (small / "empty.txt").touch()
-    with (small / "long.txt").open("w", encoding="utf-8") as file:
-        file.writelines(text + "\n\n" for text in texts(min(megabytes / 4, 80), seed=2))
+    (small / "long.txt").write_text("\n\n".join(texts(6, seed=2)), encoding="utf-8")
+    return [large, small]
 
 
 def command(*words: str | Path) -> str:
-    """Run one of our commands; return seconds, peak memory, and its last words."""
+    """Run one of our commands; return what it took, and the last of what it said.
+
+    Raises:
+        RuntimeError: when it fails; its own message is on standard error.
+    """
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "smol_scratch", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    said = process.stdout.read().splitlines() if process.stdout else []
-    _, status, used = os.wait4(process.pid, 0)
+    words = ("-m", "smol_scratch", *words)
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
+        said = process.stdout.read().splitlines()  # type: ignore[union-attr]
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if status:
-        raise RuntimeError(f"{words[0]}: status {status}; {said[-3:]}")
+        raise RuntimeError(f"{shlex.join(map(str, words))}: status {process.returncode}")
     seconds = time.perf_counter() - start
-    kept = [line for line in said if "documents" in line or "left out" in line or "loss" in line]
-    lines = "".join(f"\n    {line}" for line in (kept[:3] if words[0] == "shards" else kept[-1:]))
-    return f"{words[0]}: {seconds:,.0f} s, at most {used.ru_maxrss / 1024:,.0f} MiB{lines}"
+    kept = [line for line in said if "documents, " in line or "left out" in line or "loss" in line]
+    lines = "".join(f"\n    {line}" for line in kept[-2:])
+    return f"  {seconds:,.0f} s, at most {used.ru_maxrss / 1024:,.0f} MiB{lines}"
 
 
 def trial(megabytes: float) -> None:
-    """Store what no memory could hold, train on it, and print what it took."""
+    """Store a large file and many small ones, train on both, and print what it took."""
+    print(find_hardware(torch.device("cpu")).name)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        write_trial(folder, megabytes)
-        sizes = [(folder / "large.jsonl").stat().st_size]
-        sizes.append(sum(path.stat().st_size for path in (folder / "small").iterdir()))
-        print(find_hardware(torch.device("cpu")).name)
-        for name, size in zip(("large", "small"), sizes, strict=True):
-            source = folder / ("large.jsonl" if name == "large" else "small")
-            print(f"{source.name}, {size / 1e6:,.0f} MB")
-            stored = folder / f"{name}.stored"
-            print(" ", command("shards", "--input", source, "--output", stored), flush=True)
-        words = ["--preset", "tiny", "--steps", "100", "--held-out", "0.001", "--save"]
-        both = [folder / "large.stored", folder / "small.stored"]
-        print("both, a hundred steps")
-        print(" ", command("train", "--shards", *both, *words, folder / "run"))
+        stored = []
+        for source in write_trial(Path(place), megabytes):
+            files = [source] if source.is_file() else list(source.iterdir())
+            size = sum(path.stat().st_size for path in files)
+            print(f"{len(files):,} file(s), {size / 1e6:,.0f} MB")
+            stored.append(Path(place) / f"{source.stem}.stored")
+            flags = ["--input", source, "--output", stored[-1], "--shard-tokens", str(1 << 20)]
+            print(command("shards", *flags), flush=True)
+        flags = ["--preset", "tiny", "--steps", "100", "--held-out", "0.001"]
+        print("a hundred steps on both")
+        print(command("train", "--shards", *stored, *flags, "--save", Path(place) / "run"))
 
 
 def main() -> None:

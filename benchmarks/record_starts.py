@@ -26,8 +26,8 @@ def start(label: str, seed: int, ids: Tensor) -> list[object]:
     """Return the losses of one fresh model on 256 tokens: ids (257,).
 
     With the embedding as head and with a head of its own; with the tokens that come replaced by
-    other ones, drawn by lot a hundred times; and with the final norm forgotten. Before the losses
-    of the last kind stands what the norm would have divided by: the stream's mean square.
+    other ones, drawn by lot a hundred times; and with the final norm forgotten. Before that last
+    loss stands the stream's mean square, by whose root the norm would have divided.
     """
     torch.manual_seed(seed)
     model = SmolLM2(SmolLM2Config(init_std=SPREADS[label]))

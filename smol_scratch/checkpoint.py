@@ -248,13 +248,15 @@ def _check_files(folder: Path, content: dict[str, Any]) -> None:
             )
 
 
-def is_whole(folder: Path) -> bool:
-    """Say whether a checkpoint has all its files, undamaged."""
+def is_whole(folder: Path, config: TrainingConfig) -> bool:
+    """Say whether a checkpoint has all its files, undamaged, and is of a run by this recipe."""
     try:
-        _check_files(folder, read_state(folder))
+        content = read_state(folder)
+        _check_files(folder, content)
     except (OSError, assets.CorruptAssetError):
         return False
-    return True
+    length = config.schedule_steps or config.steps  # as a run's own recipe has it
+    return bool(content["config"] == dataclasses.replace(config, schedule_steps=length))
 
 
 # What a training state has, beside its format, recipe and options. Its SHA-256 says that it was not

@@ -172,7 +172,7 @@ class RunOptions:
         compile: compile each block, which costs some seconds at the start.
         shard: with several devices, split weights and optimizer over them (FSDP2).
         checkpoint_activations: keep each block's input alone for the backward pass, which computes
-            the rest again: less memory for about a third more time.
+            the rest again: less memory, and about a third more arithmetic.
         log_interval: steps between lines.
         eval_interval: steps between looks at the held-out text; 0 never looks.
         eval_sequences: how many sequences of it, from all over it.

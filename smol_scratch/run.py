@@ -275,7 +275,8 @@ def _run(config: TrainingConfig, options: RunOptions) -> tuple[Path, int | None]
         )
     earlier = step_folders(options.save)
     own = [folder.resolve() for folder in earlier.values()]
-    if restarted() and (last_good := last_whole(earlier, options.ckpt)):
+    named = options.ckpt if dist.is_torchelastic_launched() else None
+    if restarted() and (last_good := last_whole(earlier, config)):
         options = dataclasses.replace(options, ckpt=last_good)
         say(f"a process had ended and torchrun began again: on from {last_good}")
     if earlier and (options.ckpt is None or options.ckpt.resolve() not in own):
@@ -301,13 +302,16 @@ def _run(config: TrainingConfig, options: RunOptions) -> tuple[Path, int | None]
                 f"has made {state.step} already; ask for more"
             )
     say_start(state, tokens, held_out, say)
-    return _consume(state, tokenizer, first)
+    return _consume(state, tokenizer, first, named)
 
 
 def _consume(
-    state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool
+    state: TrainingState, tokenizer: SmolLM2Tokenizer, first: bool, named: Path | None
 ) -> tuple[Path, int | None]:
-    """Train; return the folder of the last checkpoint, and the signal that ended it, if any."""
+    """Train; return the folder of the last checkpoint, and the signal that ended it, if any.
+
+    The checkpoint that torchrun's command has ``named`` stays, so that it can begin again.
+    """
     config, options = state.config, state.options
     say = _say if first else _say_nothing
     path = options.metrics or options.save.with_name(options.save.name + ".csv")
@@ -353,7 +357,7 @@ def _consume(
                     saved = folder
                     say(f"saved {saved}")
                     if options.keep is not None and first:
-                        remove_old(options.save, options.keep, state.step)
+                        remove_old(options.save, options.keep, state.step, named)
             held_out = state.held_out_loss()
             if held_out is not None:
                 say(f"step {state.step} | held-out loss {held_out:.4f} | the end")
@@ -429,13 +433,13 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def last_whole(folders: dict[int, Path], begun_from: Path | None) -> Path | None:
-    """Return the latest undamaged step checkpoint, beyond the one that the run was begun from."""
-    least = -1 if begun_from is None else read_state(begun_from)["step"]
-    for step in sorted(folders, reverse=True):
-        if step > least and is_whole(folders[step]):
-            return folders[step]
-    return None
+def last_whole(folders: dict[int, Path], config: TrainingConfig) -> Path | None:
+    """Return the latest step checkpoint that is undamaged and of this recipe.
+
+    Of another one are those of an earlier attempt, which went on otherwise.
+    """
+    whole = (folders[step] for step in sorted(folders, reverse=True))
+    return next((folder for folder in whole if is_whole(folder, config)), None)
 
 
 def remove_leftovers(save: Path) -> None:
@@ -450,12 +454,14 @@ def remove_leftovers(save: Path) -> None:
             shutil.rmtree(path)
 
 
-def remove_old(save: Path, keep: int, step: int) -> None:
-    """Remove all step checkpoints up to ``step`` but the latest ``keep``.
+def remove_old(save: Path, keep: int, step: int, named: Path | None = None) -> None:
+    """Remove all step checkpoints up to ``step`` but the latest ``keep``, and ``named``.
 
     Later ones are of an earlier attempt, which went on from an older checkpoint too.
     """
     steps = {number: folder for number, folder in step_folders(save).items() if number <= step}
+    if named is not None:
+        steps = {n: folder for n, folder in steps.items() if folder.resolve() != named.resolve()}
     for old in sorted(steps)[:-keep]:
         # Under its own name there is never a part of a checkpoint.
         name = steps[old].name

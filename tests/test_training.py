@@ -27,7 +27,7 @@ import torch
 from benchmarks import record_names
 from smol_scratch import accounting, assets, hardware, run, training
 from smol_scratch.__main__ import main
-from smol_scratch.checkpoint import read_state
+from smol_scratch.checkpoint import STATE, read_state
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.generation import CHAT_TEMPLATE
 from smol_scratch.hardware import Hardware, choose_device, choose_precision, find_hardware
@@ -471,6 +471,15 @@ def test_blocks_computed_again_give_the_same_gradients(precision, fast):
     assert same(found[0][1], found[1][1])
 
 
+@pytest.mark.slow
+def test_compiled_blocks_are_computed_again_too():
+    """To float32's rounding, of sums in another order."""
+    plain, compiled = (
+        losses(begin(compile=how, checkpoint_activations=True), 4) for how in (False, True)
+    )
+    assert compiled == pytest.approx(plain, rel=5e-6)
+
+
 def test_the_pieces_of_fast_py_are_taken_only_where_asked():
     assert type(begin().model.model.norm).__name__ == "FastRMSNorm"
     assert type(begin(fast=False).model.model.norm).__name__ == "RMSNorm"
@@ -605,6 +614,9 @@ def test_step_checkpoints_are_removed_but_for_the_latest(tmp_path):
     remove_old(save, 2, 100)  # 200 is of an earlier attempt
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {f"run[1]_step_{end}" for end in ("20", "100", "200", "final")}
+    remove_old(save, 1, 200, step_folder(save, 20))  # which torchrun's command names
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"run[1]_step_{end}" for end in ("20", "200", "final")}
 
 
 def test_a_second_signal_interrupts_at_once_and_handlers_are_given_back():
@@ -701,6 +713,34 @@ def numbers(path: Path) -> list[dict[str, str]]:
     """Return the rows of a metrics file."""
     lines = [line for line in path.read_text("utf-8").splitlines() if line[0] != "#"]
     return list(csv.DictReader(lines))
+
+
+def test_what_torchrun_begins_again_goes_on_from_its_own_last_checkpoint(here, monkeypatch):
+    """As if a process had died: the same command, with torchrun's count of restarts."""
+    flags = [*SMALL, "--text", "text.txt", "--steps", "7", "--checkpoint-interval", "2"]
+    flags += ["--metrics", "rows.csv", "--save", "run"]
+    assert main(flags) == 0
+
+    def learned(folder):  # the state also says how this sitting was asked for
+        return {name: it for name, it in contents(folder).items() if name != STATE}
+
+    calm, rows = learned(here / "run"), [row["loss"] for row in numbers(here / "rows.csv")]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    shutil.rmtree(here / "run")
+    (here / "run_step_6" / "model.safetensors").write_bytes(b"torn")
+    assert main(flags) == 0
+    assert learned(here / "run") == calm
+    assert [row["loss"] for row in numbers(here / "rows.csv")] == rows
+    assert len((here / "rows.csv").read_text("utf-8").split("# from step 4:")) == 2
+
+    shutil.rmtree(here / "run")  # an attempt with another recipe does not go on from these
+    with pytest.raises(SystemExit):
+        main([*flags, "--learning-rate", "0.002"])
+    for folder in here.glob("run_step_*"):
+        shutil.rmtree(folder)
+    assert main(flags) == 0  # no checkpoint yet: it begins anew, and the rows are kept aside
+    assert learned(here / "run") == calm
+    assert (here / "rows.csv.1").is_file()
 
 
 def contents(folder: Path) -> dict[str, str]:
