@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from smol_scratch.course.figures import generation as figures_11
@@ -14,6 +15,7 @@ from smol_scratch.course.figures import rmsnorm as figures_01
 from smol_scratch.course.figures import rope as figures_02
 from smol_scratch.course.figures import training as figures_10
 from smol_scratch.course.figures import use_style
+from smol_scratch.course.figures.style import COLOURS, ink
 from smol_scratch.course.pictures import TOLERANCE, distance, smaller
 
 
@@ -194,3 +196,21 @@ def test_a_picture_packed_better_has_the_same_pixels():
     assert len(smaller(picture)) < len(picture)
     assert distance(picture, smaller(picture)) == 0
     assert smaller(smaller(picture)) == smaller(picture)
+
+
+def luminance(colour: str) -> float:
+    """Return how bright a colour is, as WCAG 2.2 reckons it: 0 black, 1 white."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_letters_can_be_read_on_every_colour(name):
+    """WCAG 2.2 asks for a contrast of 3 where letters are large; white stays where it has that."""
+
+    def contrast(letters: str) -> float:
+        dark, bright = sorted(map(luminance, (letters, COLOURS[name])))
+        return (bright + 0.05) / (dark + 0.05)
+
+    assert contrast(ink(name)) >= 3
+    assert (contrast("white") >= 3) == (ink(name) == "white")

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from smol_scratch.course.figures.style import COLOURS, new_figure
+from smol_scratch.course.figures.style import COLOURS, ink, new_figure
 
 HIGH = 0.6  # of a cell
 
@@ -72,7 +72,7 @@ def box(
         )
     )  # fmt: skip
     ax.text(left + width / 2, bottom + height / 2, text, ha="center", va="center", fontsize=size,
-            color="white" if filled else "black")  # fmt: skip
+            color=ink(colour) if filled else "black")  # fmt: skip
 
 
 def arrow(

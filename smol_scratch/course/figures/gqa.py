@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from smol_scratch.course.figures.drawing import HIGH, arrow, canvas, cells
-from smol_scratch.course.figures.style import COLOURS, describe, new_figure
+from smol_scratch.course.figures.style import COLOURS, describe, ink, new_figure
 
 # White for nothing, the colour of attention for all.
 _SHADES = LinearSegmentedColormap.from_list("attention", ["white", COLOURS["attention"]])
@@ -265,9 +265,8 @@ def _box(ax: Axes, x: float, y: float, width: float, label: str, colour: str, si
             edgecolor="white",
         )
     )
-    dark = colour == "key"
-    ax.text(x, y, label, ha="center", va="center", fontsize=size,
-            color="black" if dark else "white", linespacing=1.1)  # fmt: skip
+    ax.text(x, y, label, ha="center", va="center", fontsize=size, color=ink(colour),
+            linespacing=1.1)  # fmt: skip
 
 
 def head_groups(panels: Mapping[str, int], n_head: int, large: str) -> Figure:

@@ -27,6 +27,15 @@ COLOURS = {
 }
 
 
+# Those on which black can be read and white cannot: a contrast of 3 is asked of large letters.
+LIGHT = {"key", "up", "other"}
+
+
+def ink(colour: str) -> str:
+    """Return the colour of letters on a surface of ``colour``, a name of ``COLOURS``."""
+    return "black" if colour in LIGHT else "white"
+
+
 def use_style() -> None:
     """Set the look of every figure drawn from now on."""
     mpl.rcdefaults()
