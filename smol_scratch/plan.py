@@ -121,8 +121,9 @@ def on_the_wire(
       block, forward and again backward, in ``dtype``.
     - blocks in sequence (pipeline): the stream goes to the next card and its gradient back,
       float32, as the stream is kept here. Of two cards each sends one of these, 4·B·T·C bytes; of
-      more, one in the middle sends both, 8·B·T·C, and the first and last half of that. The row is
-      that of the busiest card.
+      more, one in the middle sends both, 8·B·T·C, and the first and last half of that. Where the
+      embedding is the head too, the first and the last card each have a gradient of it and sum
+      the two: each sends 4·V·C bytes more. The row is that of the busiest card.
 
     Sources: Patarasuk and Yuan, 2009 (the ring); Rajbhandari et al., 2020, arXiv:1910.02054;
     Shoeybi et al., 2019, arXiv:1909.08053; Huang et al., 2019, arXiv:1811.06965.
@@ -130,16 +131,19 @@ def on_the_wire(
     check_count(B=B, T=T, cards=cards)
     N = accounting.total_parameters(config)
     blocks, stream = config.n_layer * block_parameters(config), B * T * config.n_embd
+    table = config.vocab_size * config.n_embd if config.tie_embeddings else 0
     n = cards
 
     def ring(numbers: int, passes: int) -> int:
         return passes * numbers * (n - 1) // n
 
+    at_the_ends = stream + table if n > 1 else 0
+    in_the_middle = 2 * stream if n > 2 else 0
     return {
         "copies of the model, gradients summed": 4 * ring(N, 2),
         "sharded weights, gradients and moments": 4 * (ring(N, 2) + ring(blocks, 1)),
         "each matrix split": dtype.itemsize * ring(4 * config.n_layer * stream, 2),
-        "blocks in sequence": 4 * stream * min(n - 1, 2),
+        "blocks in sequence": 4 * max(at_the_ends, in_the_middle),
     }
 
 

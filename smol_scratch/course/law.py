@@ -41,7 +41,9 @@ class Law:
         return float(balance * (flops / 6) ** (self.beta / both))
 
 
-def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float]) -> Law:
+def fit(
+    N: Sequence[float], D: Sequence[float], L: Sequence[float], *, E: float | None = None
+) -> Law:
     """Find the law with the smallest mean squared relative error.
 
     For given exponents the law is linear in E, A and B, so those three are solved for; the two
@@ -52,10 +54,11 @@ def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float]) -> Law:
         N: parameters of each run.
         D: tokens of each run, repetitions included.
         L: its loss in nats.
+        E: held at this number, to see what the other four then make of the runs.
 
     Raises:
         ValueError: for fewer than five runs, fewer than three sizes or three lengths, or a number
-            that is not positive.
+            that is not positive, or an E that no loss allows.
     """
     sizes, lengths, losses = (torch.tensor(x, dtype=torch.double) for x in (N, D, L))
     if len(losses) < 5 or len(set(N)) < 3 or len(set(D)) < 3:
@@ -65,6 +68,10 @@ def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float]) -> Law:
         )
     if not (sizes > 0).all() or not (lengths > 0).all() or not (losses > 0).all():
         raise ValueError("sizes, lengths and losses must all be above 0")
+    if E is not None and not 0 <= E < min(L):
+        raise ValueError(f"E={E}: must be at least 0 and below the lowest loss, {min(L)}")
+    held = [] if E is None else [E]
+    rest = 1 - (E or 0.0) / losses  # what the columns below must add up to
     # In units of their means, so that the columns below have similar lengths.
     units = sizes.log().mean().exp(), lengths.log().mean().exp()
 
@@ -78,10 +85,10 @@ def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float]) -> Law:
             ],
             -1,
         )  # (G, runs, 3)
-        columns = columns / losses[:, None]  # errors count relative to the loss
+        columns = columns[..., len(held) :] / losses[:, None]  # errors count relative to the loss
         square = columns.mT @ columns  # (G, 3, 3)
-        found = torch.linalg.solve_ex(square, columns.sum(1))[0]  # (G, 3)
-        error = ((columns @ found[:, :, None]).squeeze(-1) - 1).pow(2).mean(1)  # (G,)
+        found = torch.linalg.solve_ex(square, (columns * rest[:, None]).sum(1))[0]  # (G, 3)
+        error = ((columns @ found[:, :, None]).squeeze(-1) - rest).pow(2).mean(1)  # (G,)
         error[~(found >= 0).all(1)] = torch.inf
         least = int(error.argmin())
         return float(alpha[least]), float(beta[least]), found[least]
@@ -89,9 +96,10 @@ def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float]) -> Law:
     coarse = torch.arange(5, 200, 5, dtype=torch.double) / 100
     alpha, beta, _ = best(coarse, coarse)
     near = torch.arange(-10, 11, dtype=torch.double) / 200
-    alpha, beta, (E, a, b) = best((alpha + near).clamp(min=0.005), (beta + near).clamp(min=0.005))
+    alpha, beta, found = best((alpha + near).clamp(min=0.005), (beta + near).clamp(min=0.005))
+    left, a, b = held + found.tolist()
     A, B = a * units[0] ** alpha, b * units[1] ** beta
-    return Law(float(E), float(A), alpha, float(B), beta)
+    return Law(left, float(A), alpha, float(B), beta)
 
 
 def bootstrap(

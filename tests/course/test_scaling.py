@@ -58,6 +58,27 @@ def test_no_other_law_fits_noisy_runs_better():
             assert error(found) < error(other)
 
 
+def test_with_e_held_the_other_four_fit_as_well_as_they_can():
+    sizes, lengths, losses, _ = runs()
+    right = law.fit(sizes, lengths, losses, E=1.3)
+    rest = right.alpha, right.beta, right.A, right.B
+    assert right.E == 1.3
+    assert rest == pytest.approx((0.4, 0.55, 30, 900), rel=1e-6)
+    # Too small an E: both other terms fall more slowly, and the law lies farther off.
+    low = law.fit(sizes, lengths, losses, E=1.0)
+    assert low.E == 1.0
+    assert (low.alpha, low.beta) < (0.4, 0.55)
+    for field in ("A", "B"):
+        for factor in (0.999, 1.001):
+            other = Law(**{**vars(low), field: getattr(low, field) * factor})
+            pairs = list(zip(sizes, lengths, losses, strict=True))
+            off = [[one.loss(n, d) / loss - 1 for n, d, loss in pairs] for one in (low, other)]
+            assert sum(x * x for x in off[0]) < sum(x * x for x in off[1])
+    for impossible in (-0.1, 9.0, math.nan):
+        with pytest.raises(ValueError, match=f"E={impossible}: must be at least 0"):
+            law.fit(sizes, lengths, losses, E=impossible)
+
+
 def test_the_intervals_hold_the_truth_about_as_often_as_they_say():
     """Over 12 sets of noisy runs, 90 % intervals of a new run beyond the grid: most hold it."""
     held = 0

@@ -45,7 +45,8 @@ def opening(known: Points, size: float) -> Figure:
     ax.plot(*zip(*known, strict=True), "o", color=_MEASURED)
     ax.axvline(size, color=_PREDICTED, linewidth=9, alpha=0.35)
     low, high = min(y for _, y in known), max(y for _, y in known)
-    ax.text(size, (low + high) / 2, "?", fontsize=26, ha="center", va="center", weight="bold")
+    ax.text(size, 0.5, "?", fontsize=26, ha="center", va="center", weight="bold",
+            transform=ax.get_xaxis_transform())  # fmt: skip
     ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
            title="after one pass over seven plays", ylim=(low - 0.2, high + 0.06),
            xlim=(min(x for x, _ in known) / 1.4, size * 1.5))  # fmt: skip
@@ -95,6 +96,7 @@ def branches(budgets: Sequence[float], cooldown: float, rate: float) -> Figure:
         ax.plot(budget, 0, "o", color=_MEASURED, clip_on=False, zorder=5)
     ax.text(0.3 * last, rate * 1.06, "the trunk: constant rate", fontsize=10, ha="center")
     ax.text(0.93 * last, rate * 0.72, "a branch", fontsize=10, color=_MEASURED)
+    ax.text(0.02 * last, rate * 0.3, "warm-up", fontsize=10)
     ax.set(xlabel="characters trained on", ylabel="learning rate", ylim=(0, rate * 1.25),
            xlim=(0, last * 1.04))  # fmt: skip
     ax.set_xticks(list(budgets), _thousands(budgets))
@@ -114,9 +116,12 @@ def fitted(losses: Mapping[float, Points], law: Callable[[float, float], float])
     figure, ax = new_figure(figsize=(7.2, 4.6))
     lengths = sorted({x for points in losses.values() for x, _ in points})
     fine = np.geomspace(lengths[0] / 1.1, lengths[-1] * 1.1, 40)
-    for colour, size in zip(_shades(len(losses)), sorted(losses), strict=True):
+    for row, size in enumerate(sorted(losses)):
+        colour = _shades(len(losses))[row]
         ax.plot(fine, [law(size, x) for x in fine], color=colour, linewidth=1.5)
-        ax.plot(*zip(*losses[size], strict=True), "o", color=colour, markersize=5)
+        # Two shapes in turn: points of neighbouring sizes come close.
+        ax.plot(*zip(*losses[size], strict=True), "os"[row % 2], color=colour, markersize=5,
+                markeredgecolor="white", markeredgewidth=0.6)  # fmt: skip
     above = 0.0
     for size in sorted(losses, reverse=True):
         above = max(law(size, fine[-1]), above + 0.05)  # a line's height apart
@@ -147,12 +152,13 @@ def prediction(
     figure, ax = new_figure(figsize=(7.2, 3.5))
     size, middle, low, high = predicted
     fine = np.geomspace(min(x for x, _ in known), size * 1.1, 60)
-    ax.plot(fine, [law(x) for x in fine], color=_LAW, linewidth=1.5)
-    ax.plot(*zip(*known, strict=True), "o", color=_MEASURED, label="fitted to")
+    ax.plot(fine, [law(x) for x in fine], color=_LAW, linewidth=1.5, label="the law")
+    ax.plot(*zip(*known, strict=True), "o", color=_MEASURED, label="runs that it was fitted to")
     ax.plot([size, size], [low, high], color=_PREDICTED, linewidth=9, alpha=0.6,
-            solid_capstyle="butt", label="predicted: 90 % interval")  # fmt: skip
-    ax.plot(size, middle, "_", color="black", markersize=14)
-    ax.plot(size, found, "D", color=COLOURS["wrong"], markersize=7, label="measured")
+            solid_capstyle="butt", label="its 90 % interval")  # fmt: skip
+    ax.plot(size, middle, "_", color="black", markersize=26, markeredgewidth=2,
+            label="predicted loss")  # fmt: skip
+    ax.plot(size, found, "D", color=COLOURS["wrong"], markersize=6, label="measured")
     ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
            xlim=(fine[0] / 1.25, size * 1.5))  # fmt: skip
     sizes = [*sorted({x for x, _ in known}), size]
@@ -249,12 +255,12 @@ def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
     """Draw held-out loss against characters trained on, for less and less different text.
 
     Args:
-        fresh: characters and mean loss of runs that never read anything twice.
+        fresh: characters and loss of a run that never read anything twice.
         repeated: different characters to characters trained on and loss.
         size: of the model, for the title.
     """
     figure, ax = new_figure(figsize=(7.4, 4.0))
-    ax.plot(*zip(*fresh, strict=True), "o-", color=_MEASURED, linewidth=3)
+    ax.plot(*zip(*fresh, strict=True), "o-", color=_MEASURED, linewidth=6, markersize=11)
     labels = [(fresh[-1][1], "never twice", _MEASURED)]
     warm = [mpl.colormaps["Oranges"](x) for x in np.linspace(0.6, 0.95, len(repeated))]
     for colour, unique in zip(warm, sorted(repeated, reverse=True), strict=True):
@@ -264,7 +270,7 @@ def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
         labels.append((points[-1][1], words, colour))
     above = 0.0
     for y, words, colour in sorted(labels):
-        above = max(y, above + 0.045)  # a line's height apart
+        above = max(y, above + 0.035)  # a line's height apart
         ax.text(fresh[-1][0] * 1.06, above, words, va="center", fontsize=10, color=colour)
     ax.set(xscale="log", xlabel="characters trained on, repetitions included",
            ylabel="held-out loss\n(nats per character)",
@@ -333,7 +339,7 @@ def rates(panels: Mapping[str, Mapping[int, Points]]) -> Figure:
                     markeredgewidth=2)  # fmt: skip
         ax.set(xscale="log", xlabel="learning rate", title=rule)
         ticks = [x for x, _ in next(iter(widths.values()))]
-        _ticks(ax, "x", ticks[::2], [f"{x:g}" for x in ticks[::2]])
+        _ticks(ax, "x", ticks, [f"{x:g}" for x in ticks])
     axes[0].set(
         ylabel="held-out loss (nats per character)",
         ylim=(min(everything) - 0.05, min(max(everything), min(everything) + 1) + 0.05),
@@ -342,8 +348,9 @@ def rates(panels: Mapping[str, Mapping[int, Points]]) -> Figure:
     return describe(
         figure,
         """Held-out loss against the learning rate at three widths, the lowest
-        point of each curve ringed. Left, one rate for all weights: the wider the model, the farther
-        left its best rate. Right, the width-aware rule: the best rates stand close together.""",
+        point of each curve ringed. Left, one rate for all weights: widths 64 and 128 are lowest at
+        half the rate of width 32. Right, the width-aware rule: all three are lowest at 0.01, and
+        hardly higher at 0.02.""",
     )
 
 
@@ -361,7 +368,7 @@ def ways() -> Figure:
         ax.text(left, bottom + 3.1, words, fontsize=9.5, va="top")
     for left, bottom, kept, other, words in (
         (0.2, 4.4, "N weights", "text 2", "gradients"),
-        (8.9, 4.4, "N/2 weights", "text 2", "weights, weights,\ngradients"),
+        (8.9, 4.4, "N/2 weights", "text 2", "weights twice,\ngradients"),
         (0.2, 0.2, "half of each", "text 1", "activations,\n4 × per block"),
     ):
         for i in range(2):
@@ -377,6 +384,8 @@ def ways() -> Figure:
     for i in range(2):
         x = 8.9 + 4.9 * i
         box(ax, x, 1.15, 2.4, f"blocks {15 * i}–{15 * i + 14}", "mlp", size=9.5)
+        ax.text(x + 1.2, 1.88, ("with the embedding", "with the head")[i], fontsize=9.5,
+                ha="center", va="bottom")  # fmt: skip
     box(ax, 8.9, 0.25, 2.4, "text 1, 2, …", "embedding", filled=False, size=9.5)
     arrow(ax, (11.35, 1.65), (13.75, 1.65), colour="wrong")
     arrow(ax, (13.75, 1.25), (11.35, 1.25), colour="wrong")
@@ -387,8 +396,9 @@ def ways() -> Figure:
     return describe(figure, """Four ways to share a training step between two cards. Data parallel:
         whole models, different texts, gradients cross. Sharded: half the weights each, different
         texts, weights cross twice and gradients once. Tensor parallel: half of each matrix, the
-        same text, activations cross four times per block. Pipeline: fifteen blocks each,
-        activations cross once forwards and their gradients once backwards.""")  # fmt: skip
+        same text, activations cross four times per block. Pipeline: fifteen blocks each, the first
+        card with the embedding, the second with the head; activations cross once forwards and their
+        gradients once backwards.""")  # fmt: skip
 
 
 def wires(seconds: Mapping[str, Mapping[str, float]], compute: float) -> Figure:
