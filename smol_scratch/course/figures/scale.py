@@ -96,7 +96,7 @@ def branches(budgets: Sequence[float], cooldown: float, rate: float) -> Figure:
         ax.plot(budget, 0, "o", color=_MEASURED, clip_on=False, zorder=5)
     ax.text(0.3 * last, rate * 1.06, "the trunk: constant rate", fontsize=10, ha="center")
     ax.text(0.93 * last, rate * 0.72, "a branch", fontsize=10, color=_MEASURED)
-    ax.text(0.02 * last, rate * 0.3, "warm-up", fontsize=10)
+    ax.text(0.004 * last, rate * 1.06, "warm-up", fontsize=10)
     ax.set(xlabel="characters trained on", ylabel="learning rate", ylim=(0, rate * 1.25),
            xlim=(0, last * 1.04))  # fmt: skip
     ax.set_xticks(list(budgets), _thousands(budgets))
@@ -154,10 +154,10 @@ def prediction(
     fine = np.geomspace(min(x for x, _ in known), size * 1.1, 60)
     ax.plot(fine, [law(x) for x in fine], color=_LAW, linewidth=1.5, label="the law")
     ax.plot(*zip(*known, strict=True), "o", color=_MEASURED, label="runs that it was fitted to")
+    ax.plot(size, middle, "_", color="black", markersize=26, markeredgewidth=2, zorder=3,
+            label="predicted loss")  # fmt: skip
     ax.plot([size, size], [low, high], color=_PREDICTED, linewidth=9, alpha=0.6,
             solid_capstyle="butt", label="its 90 % interval")  # fmt: skip
-    ax.plot(size, middle, "_", color="black", markersize=26, markeredgewidth=2,
-            label="predicted loss")  # fmt: skip
     ax.plot(size, found, "D", color=COLOURS["wrong"], markersize=6, label="measured")
     ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
            xlim=(fine[0] / 1.25, size * 1.5))  # fmt: skip
@@ -361,7 +361,7 @@ def ways() -> Figure:
         (0.2, 4.4, "data parallel", "every card: the whole model,\nits own text"),
         (8.9, 4.4, "sharded", "every card: a part of each weight,\nits own text"),
         (0.2, 0.2, "tensor parallel", "every card: a part of each matrix,\nthe same text"),
-        (8.9, 0.2, "pipeline", "every card: some of the blocks,\nthe text in pieces"),
+        (8.9, 0.2, "pipeline", "every card: some of the blocks;\nthe first the embedding, the last the head"),
     )
     for left, bottom, title, words in panels:
         ax.text(left, bottom + 3.35, title, fontsize=11, weight="bold")
@@ -384,8 +384,6 @@ def ways() -> Figure:
     for i in range(2):
         x = 8.9 + 4.9 * i
         box(ax, x, 1.15, 2.4, f"blocks {15 * i}–{15 * i + 14}", "mlp", size=9.5)
-        ax.text(x + 1.2, 1.88, ("with the embedding", "with the head")[i], fontsize=9.5,
-                ha="center", va="bottom")  # fmt: skip
     box(ax, 8.9, 0.25, 2.4, "text 1, 2, …", "embedding", filled=False, size=9.5)
     arrow(ax, (11.35, 1.65), (13.75, 1.65), colour="wrong")
     arrow(ax, (13.75, 1.25), (11.35, 1.25), colour="wrong")
