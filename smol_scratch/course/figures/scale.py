@@ -361,7 +361,7 @@ def ways() -> Figure:
         (0.2, 4.4, "data parallel", "every card: the whole model,\nits own text"),
         (8.9, 4.4, "sharded", "every card: a part of each weight,\nits own text"),
         (0.2, 0.2, "tensor parallel", "every card: a part of each matrix,\nthe same text"),
-        (8.9, 0.2, "pipeline", "every card: some of the blocks;\nthe first the embedding, the last the head"),
+        (8.9, 0.2, "pipeline", "every card: some of the blocks;\nthe last: the head too"),
     )
     for left, bottom, title, words in panels:
         ax.text(left, bottom + 3.35, title, fontsize=11, weight="bold")
