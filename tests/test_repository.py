@@ -140,6 +140,17 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"smol_scratch {smol_scratch.__version__}\n"
 
 
+def written(process: subprocess.Popen, folder: Path, pattern: str, end: str) -> str:
+    """Wait until the process has written a whole file; return its text."""
+    while True:
+        for path in folder.glob(pattern):
+            text = path.read_text("utf-8").rstrip()
+            if text.endswith(end):
+                return text
+        assert process.poll() is None
+        time.sleep(0.1)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 @pytest.mark.slow
 def test_lab_opens_the_first_notebook_and_serves_what_it_links_to(tmp_path):
@@ -158,12 +169,14 @@ def test_lab_opens_the_first_notebook_and_serves_what_it_links_to(tmp_path):
         env=os.environ | dict.fromkeys(names, str(tmp_path)),
     )  # fmt: skip
     try:
-        while not (opened := [*tmp_path.glob("jpserver-*-open.html")]):
-            assert server.poll() is None
-            time.sleep(0.1)
-        [told] = [json.loads(file.read_text()) for file in tmp_path.glob("jpserver-*.json")]
+        # A file is there before what it holds is: it is read when its end is.
+        told, opened = (
+            written(server, tmp_path, f"jpserver-*{rest}", end)
+            for rest, end in ((".json", "}"), ("-open.html", "</html>"))
+        )
+        told = json.loads(told)
         first = sorted(path.name for path in ROOT.glob("notebooks/*.ipynb"))[0]
-        assert f"/lab/tree/notebooks/{first}" in opened[0].read_text()
+        assert f"/lab/tree/notebooks/{first}" in opened
         for linked in ("README.md", "data/README.md", f"notebooks/{first}"):
             with urllib.request.urlopen(f"{told['url']}api/contents/{linked}") as answer:
                 assert json.load(answer)["path"] == linked
