@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smol_scratch.model import Block, SmolLM2, causal_mask, fast_attention, rotate
+from smol_scratch.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from smol_scratch.training import TrainingState
@@ -340,7 +341,7 @@ def model_forward(model: SmolLM2, idx: Tensor) -> tuple[Tensor, list[Kept]]:
     Returns:
         (B, T, C), and one ``Kept`` for each block.
     """
-    inner: Any = model.model
+    inner: Any = unwrapped(model).model
     x, kept = F.embedding(idx, inner.embed_tokens.weight), []  # (B, T, C)
     for block in inner.layers:
         x, of_block = block_forward(block, x)
@@ -364,6 +365,7 @@ def model_backward(
         The mean loss in nats per token, and the gradients under the names and in the order of
         ``model.named_parameters()``.
     """
+    model = unwrapped(model)
     inner: Any = model.model
     norm, first = inner.norm, "model.embed_tokens.weight"
     head = first if model.config.tie_embeddings else "lm_head.weight"
@@ -399,6 +401,7 @@ def loss_and_gradients(
         ValueError: for weights in 16 bits, for a dropout that is switched on, and for whatever the
             model itself refuses.
     """
+    model = unwrapped(model)
     model._check(idx, targets, None)
     dtype = model.get_parameter("model.embed_tokens.weight").dtype
     if dtype not in (torch.float32, torch.float64):

@@ -30,6 +30,7 @@ from smol_scratch.hub import load_pretrained
 from smol_scratch.model import SmolLM2
 from smol_scratch.sampling import Sampling
 from smol_scratch.tokenizer import SmolLM2Tokenizer, tokenizer_for
+from smol_scratch.wrappers import unwrapped
 
 SAMPLING = Sampling()
 MAX_PROMPT = 1024  # tokens of a text or a question; a conversation may fill the context
@@ -248,6 +249,7 @@ def prompt_tokens(
 
 def openings(model: SmolLM2, tokenizer: SmolLM2Tokenizer) -> list[str]:
     """Return beginnings that suit weights: of plays, when plays are what they know best."""
+    model = unwrapped(model)
     play, prose = (
         mean_loss(model, torch.tensor([tokenizer.encode(text)[: model.config.block_size]]))
         for text in (PLAY, PROSE)
@@ -296,7 +298,7 @@ def write(
     Yields:
         The text so far, as often as it can be seen; at the end all of it, with the reason.
     """
-    began = time.perf_counter()
+    model, began = unwrapped(model), time.perf_counter()
     steps = stream(
         model,
         ids,
@@ -360,6 +362,7 @@ def build(model: SmolLM2, tokenizer: SmolLM2Tokenizer, source: str) -> gr.Blocks
         tokenizer: its tokenizer.
         source: which weights these are, shown on the page.
     """
+    model = unwrapped(model)
     block_size, V = model.config.block_size, model.config.vocab_size
     most = min(MAX_TOKENS, block_size - 1)
     chat = getattr(model, "chat_template", None) is not None

@@ -22,6 +22,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from smol_scratch.cache import KVCache
 from smol_scratch.model import GroupedQueryAttention, RMSNorm, SmolLM2, causal_mask, fast_attention
+from smol_scratch.wrappers import unwrapped
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -253,5 +254,5 @@ def compile_blocks(model: SmolLM2) -> None:
 
     Parameter names stay. The first step takes some 20 s longer, so this is for long runs.
     """
-    for block in model.model.layers:  # type: ignore[union-attr]
+    for block in unwrapped(model).model.layers:  # type: ignore[union-attr]
         block.compile()

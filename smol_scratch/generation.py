@@ -227,6 +227,7 @@ def next_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
 
     Shapes: (B, T) -> (B, V).
     """
+    model = unwrapped(model)
     _check_step(model, idx, cache)
     x = model.model.embed_tokens(idx)  # (B, T, C)
     for block, layer in zip(model.model.layers, cache.layers, strict=True):
@@ -267,6 +268,7 @@ def fast_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
     reads memory at about half the speed of PyTorch's own kernel, which is asked instead. (The
     switch is the process's: a second thread at work meanwhile may be slower, never wrong.)
     """
+    model = unwrapped(model)
     _check_step(model, idx, cache)
     embedding = model.model.embed_tokens.weight
     single = idx.numel() == 1 and embedding.device.type == "cpu"

@@ -14,6 +14,7 @@ from smol_scratch import assets
 from smol_scratch.model import SmolLM2
 from smol_scratch.sharing import export_pretrained
 from smol_scratch.tokenizer import SmolLM2Tokenizer
+from smol_scratch.wrappers import unwrapped
 
 APP = '''"""Serves the model in model/ with the package beside this file."""
 
@@ -71,7 +72,7 @@ def write_space(model: SmolLM2, tokenizer: SmolLM2Tokenizer, folder: str | Path)
     Raises:
         FileExistsError: when the folder holds something.
     """
-    folder = check_space(folder)
+    model, folder = unwrapped(model), check_space(folder)
     source = str(getattr(model, "source", "unknown"))
     needed = importlib.metadata.requires("smol_scratch") or []
     names = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]

@@ -32,6 +32,7 @@ from smol_scratch.model import SmolLM2
 from smol_scratch.packing import Mixture, PackedLoader, attending_within
 from smol_scratch.recipe import RunOptions as RunOptions
 from smol_scratch.recipe import TrainingConfig
+from smol_scratch.wrappers import unwrapped
 
 
 class DivergedError(ArithmeticError):
@@ -121,6 +122,7 @@ class TrainingState:
                 block.self_attn.attn_dropout.p = config.dropout
         elif model is None:
             model = SmolLM2(config.model_config())
+        model = unwrapped(model)
         if config.sequence_length > (longest := model.config.block_size):
             raise ValueError(
                 f"sequence_length={config.sequence_length}: these weights take at most {longest}"
@@ -206,7 +208,7 @@ def keep_inputs_only(model: SmolLM2) -> None:
 
     Source: Chen et al., 2016, arXiv:1604.06174.
     """
-    for block in model.model.layers:  # type: ignore[union-attr]
+    for block in unwrapped(model).model.layers:  # type: ignore[union-attr]
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
@@ -216,6 +218,7 @@ def distribute(model: SmolLM2, shard: bool) -> nn.Module:
     Each holds all of it and gradients are averaged (DDP), or each holds a part and blocks are
     gathered when they are needed (FSDP2).
     """
+    model = unwrapped(model)
     if not shard:
         device = next(model.parameters()).device
         ids = [device] if device.type == "cuda" else None

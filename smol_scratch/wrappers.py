@@ -7,6 +7,7 @@ A wrapper holds the model under a name of its own, which then stands in the name
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch.nn as nn
 
@@ -23,13 +24,26 @@ def unwrapped(model: nn.Module) -> SmolLM2:
 
     Raises:
         TypeError: when there is no SmolLM2 within.
+        ValueError: when FSDP has left no whole weights in it: to gather them takes all processes.
     """
     inner: nn.Module | None = model if isinstance(model, nn.Module) else None
     while inner is not None:
         if isinstance(inner.__dict__.get("config"), SmolLM2Config):
+            _check_whole(inner)
             return inner  # type: ignore[return-value]
         inner = next((inner._modules[name] for name in _NAMES if name in inner._modules), None)
     raise TypeError(f"model={type(model).__name__}: must be a SmolLM2, plain, compiled or wrapped")
+
+
+def _check_whole(model: Any) -> None:
+    table = model.model.embed_tokens.weight
+    whole = table.ndim == 2 and table.untyped_storage().nbytes()  # else FSDP has cut or freed it
+    if hasattr(model, "unshard") or not whole:  # a method of FSDP2's modules
+        raise ValueError(
+            "model: its weights are spread over several processes; give the model of a checkpoint "
+            "that all of them saved (load_pretrained), or get_model_state_dict(model, options="
+            "StateDictOptions(full_state_dict=True)) loaded into SmolLM2(model.config)"
+        )
 
 
 def bare_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:

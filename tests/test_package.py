@@ -82,7 +82,7 @@ def siblings(module: str) -> set[str]:
         ("__main__", set(), {"commands", "terminal"}),
         ("cache", {"torch"}, {"config"}),
         ("model", {"torch"}, {"config", "cache"}),
-        ("backward", {"torch"}, {"model"}),
+        ("backward", {"torch"}, {"model", "wrappers"}),
         ("gguf_file", {"numpy", "gguf"}, {"assets"}),
         ("tokenizer", {"tokenizers", "gguf", "huggingface_hub"}, {"assets", "gguf_file"}),
         ("templates", {"jinja2"}, {"assets"}),
