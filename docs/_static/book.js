@@ -23,6 +23,16 @@ document.addEventListener("DOMContentLoaded", () => {
     frame.style.height = `${Math.ceil(event.data.exploreHeight)}px`;
     if (event.data.hello) tell(frame);
   });
+  // Paper is white.
+  const html = document.documentElement;
+  let dark = false;
+  window.addEventListener("beforeprint", () => {
+    dark = html.dataset.theme === "dark";
+    if (dark) html.dataset.theme = "light";
+  });
+  window.addEventListener("afterprint", () => {
+    if (dark) html.dataset.theme = "dark";
+  });
   new MutationObserver(() => frames.forEach(tell)).observe(document.documentElement, {
     attributeFilter: ["data-theme"],
   });

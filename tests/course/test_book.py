@@ -364,6 +364,72 @@ def test_nothing_is_asked_of_others_and_a_phone_shows_all(served, own, chromium)
     page.close()
 
 
+# What paper cuts off: a box that would have to scroll, or that sticks out.
+CUT = """() => [...document.querySelectorAll("article *")].filter((one) => {
+  if (!one.getClientRects().length) return false;
+  const scrolls = one.matches("pre, table, figure, dt, div.cell, section, details, iframe")
+    && one.scrollWidth > one.clientWidth + 1;  // a pixel: widths are rounded
+  return scrolls || one.getBoundingClientRect().right > innerWidth + 0.5;
+}).map((one) => `${one.tagName} ${one.textContent.trim().slice(0, 60)}`)"""
+A4 = round((210 - 2 * 12) / 25.4 * 96)  # pixels between the margins of book.css
+
+
+@slow
+@in_browser
+def test_on_paper_nothing_is_cut_off(built, own, chromium):
+    assert "@page { margin: 12mm; }" in (built / "_static" / "book.css").read_text("utf-8")
+    page = chromium.new_page(viewport={"width": A4, "height": 1000})
+    page.emulate_media(media="print")
+    cut = {}
+    for name in own:
+        page.goto(f"{built.as_uri()}/{name}", wait_until="load")
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        if page.evaluate("!!document.querySelector('.math')"):
+            page.wait_for_selector("mjx-container", state="attached")
+        if found := page.evaluate(CUT):
+            cut[name] = found[:5]
+    assert cut == {}
+    page.close()
+
+
+@slow
+@in_browser
+def test_a_dark_page_is_printed_light_and_is_dark_again(built, chromium):
+    dark = chromium.new_context(color_scheme="dark")
+    page = dark.new_page()
+    page.goto(f"{built.as_uri()}/notebooks/{STEMS[3]}.html", wait_until="load")
+    theme = "document.documentElement.dataset.theme"
+    page.evaluate(f"""addEventListener("beforeprint", () => {{ window.printed = {theme}; }})""")
+    assert page.evaluate(theme) == "dark"
+    page.pdf(format="A4")
+    assert page.evaluate("window.printed") == "light"
+    page.wait_for_function(f'{theme} === "dark"')
+    dark.close()
+
+
+@slow
+@in_browser
+@pytest.mark.parametrize("custom", [False, True])
+def test_the_line_for_jupyters_own_print_breaks_long_lines(tmp_path, chromium, custom):
+    if custom:
+        guide = (notebook.ROOT / "CONTRIBUTING.md").read_text("utf-8")
+        (tmp_path / "custom").mkdir()
+        line = re.search(r"```css\n(.*?)```", guide, re.S)[1]
+        (tmp_path / "custom" / "custom.css").write_text(line, "utf-8")
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", str(tmp_path)]
+    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path)}
+    source = notebook.ROOT / "notebooks" / f"{STEMS[3]}.ipynb"
+    subprocess.run([*command, str(source)], env=environment, capture_output=True, check=True)
+    page = chromium.new_page(viewport={"width": A4, "height": 1000})
+    page.route("http*://**", lambda route: route.abort())
+    page.emulate_media(media="print")
+    page.goto((tmp_path / f"{STEMS[3]}.html").as_uri(), wait_until="load")
+    wide = page.evaluate("""() => [...document.querySelectorAll("pre")].filter(
+      (one) => one.scrollWidth > one.clientWidth + 1).length""")
+    page.close()
+    assert (wide == 0) == custom
+
+
 @slow
 @in_browser
 @pytest.mark.parametrize("stem", STEMS)
