@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,15 @@ from smol_scratch.config import SmolLM2Config
 from smol_scratch.gguf_file import StoredTensor, read_gguf
 from smol_scratch.llama_config import config_from_gguf, config_from_hf, config_to_hf
 from smol_scratch.model import RotaryPositionalEmbedding, SmolLM2
+from smol_scratch.quantize import (
+    Blocks,
+    QuantizedMatrix,
+    QuantizedSmolLM2,
+    assemble,
+    check_plain,
+    quantize,
+    quantized,
+)
 from smol_scratch.tokenizer import (
     HUB_NAME,
     HUB_REVISION,
@@ -51,6 +60,7 @@ def to_transformers(model: SmolLM2) -> LlamaForCausalLM:
     from transformers import LlamaForCausalLM
 
     model = unwrapped(model)
+    check_plain(model)
     theirs = LlamaForCausalLM(llama_config(model.config))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
@@ -87,6 +97,61 @@ def load_pretrained(source: str | Path | None = None, *, quiet: bool = False) ->
     if not quiet:
         print(f"weights: {label}")
     return model
+
+
+def load_quantized(
+    source: str | Path | None, form: str, *, quiet: bool = False
+) -> QuantizedSmolLM2:
+    """Return a model with real weights in 8 or 4 bits.
+
+    A GGUF file that holds matrices in this form (Q8_0, Q4_1) is not dequantised: its own numbers
+    become the model's, and a 4-bit file's 8-bit tensors stay so. All else is read as
+    ``load_pretrained`` reads it, and quantised.
+
+    Args:
+        source: as ``load_pretrained`` takes it.
+        form: "int8" or "int4".
+        quiet: as there.
+
+    Raises:
+        OSError, ValueError: as ``load_pretrained`` and ``quantize`` do.
+    """
+    path, label = _locate(source)
+    content = read_gguf(path) if path.is_file() else None
+    wanted = {"int8": ("Q8_0",), "int4": ("Q4_1", "Q8_0")}.get(form, ("",))
+    if content is None or all(t.kind.name != wanted[0] for t in content.tensors.values()):
+        model = quantize(load_pretrained(source, quiet=True), form)
+    else:
+        config = _gguf_config(path, *content)
+        weights = {
+            ours: _blocks_of(stored, rows)
+            if stored.kind.name in wanted and len(stored.shape) == 2
+            else _kept_or_quantized(rows(_numbers(path, ours, stored)), form)
+            for ours, stored, rows in _gguf_tensors(path, config, content.tensors)
+        }
+        _fitted(path, config, weights, _skeleton(path, config, weights))  # type: ignore[arg-type]
+        model = assemble(config, weights)
+        template = content.fields.get("tokenizer.chat_template")
+        label = label.replace("dequantised to float32", "as in the file")
+        model.source, model.origin = label, path  # type: ignore[assignment]
+        model.chat_template = template if isinstance(template, str) else None  # type: ignore[assignment]
+    if not quiet:
+        print(f"weights: {model.source}")
+    return model
+
+
+def _kept_or_quantized(weight: Tensor, form: str) -> Tensor | QuantizedMatrix:
+    return quantized(weight, form) if weight.ndim == 2 else weight
+
+
+def _blocks_of(stored: StoredTensor, rows: Callable[[Tensor], Tensor]) -> QuantizedMatrix:
+    """Return a tensor of the file with its own numbers, rows in our order."""
+    data = rows(torch.from_numpy(stored.data.copy()))  # (R, N * bytes)
+    groups = data.unflatten(1, (stored.shape[1] // 32, -1))  # (R, N, bytes)
+    halves = groups[..., :4].contiguous().view(torch.float16)  # (R, N, 2)
+    if stored.kind.name == "Q8_0":
+        return QuantizedMatrix(Blocks(groups[..., 2:], halves[..., 0], None))
+    return QuantizedMatrix(Blocks(groups[..., 4:], halves[..., 0], halves[..., 1]))
 
 
 def load_config(source: str | Path | None = None) -> SmolLM2Config:
@@ -305,35 +370,51 @@ def _gguf_config(
 
 
 def _read_gguf(path: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
-    from gguf import dequantize
-
     fields, tensors = read_gguf(path)
     config = _gguf_config(path, fields, tensors)
-    weights: dict[str, Tensor] = {}
-    for name, stored in tensors.items():
-        try:
-            numbers = dequantize(stored.data, stored.kind)
-        except NotImplementedError as error:
-            raise ValueError(f"{path}: {name} is stored as {stored.kind.name}: {error}") from error
-        # A copy where it is the file itself, which may be written over later.
-        weight = torch.from_numpy(numbers if numbers.flags.writeable else numbers.copy())
-        if name == "rope_freqs.weight" and bool((weight == 1).all()):
-            continue  # what RoPE's frequencies are divided by
-        if name in _GGUF_OUTER:
-            ours = _GGUF_OUTER[name]
-        else:
-            block, layer, part, _ = (*name.split("."), "", "", "")[:4]
-            if block != "blk" or part not in _GGUF_BLOCK or not name.endswith(".weight"):
-                raise assets.CorruptAssetError(f"{path}: unknown tensor {name}")
-            ours = f"model.layers.{layer}.{_GGUF_BLOCK[part]}.weight"
-        if name.endswith(("attn_q.weight", "attn_k.weight")):
-            try:
-                weight = halves_from_neighbours(weight, config.head_dim)
-            except ValueError as error:
-                raise assets.CorruptAssetError(f"{path}: {name}: {error}") from error
-        weights[ours] = weight
+    weights = {
+        ours: rows(_numbers(path, ours, stored))
+        for ours, stored, rows in _gguf_tensors(path, config, tensors)
+    }
     template = fields.get("tokenizer.chat_template")
     return config, weights, template if isinstance(template, str) else None
+
+
+def _gguf_tensors(
+    path: Path, config: SmolLM2Config, tensors: Mapping[str, StoredTensor]
+) -> Iterator[tuple[str, StoredTensor, Callable[[Tensor], Tensor]]]:
+    """Yield our name, the tensor, and what puts its rows into our order."""
+    for name, stored in tensors.items():
+        if name == "rope_freqs.weight" and bool((_numbers(path, name, stored) == 1).all()):
+            continue  # what RoPE's frequencies are divided by
+        if name in _GGUF_OUTER:
+            yield _GGUF_OUTER[name], stored, lambda weight: weight
+            continue
+        block, layer, part, _ = (*name.split("."), "", "", "")[:4]
+        if block != "blk" or part not in _GGUF_BLOCK or not name.endswith(".weight"):
+            raise assets.CorruptAssetError(f"{path}: unknown tensor {name}")
+
+        def rows(weight: Tensor, name: str = name) -> Tensor:
+            if not name.endswith(("attn_q.weight", "attn_k.weight")):
+                return weight
+            try:
+                return halves_from_neighbours(weight, config.head_dim)
+            except ValueError as error:
+                raise assets.CorruptAssetError(f"{path}: {name}: {error}") from error
+
+        yield f"model.layers.{layer}.{_GGUF_BLOCK[part]}.weight", stored, rows
+
+
+def _numbers(path: Path, name: str, stored: StoredTensor) -> Tensor:
+    """Return a tensor of the file in float32."""
+    from gguf import dequantize
+
+    try:
+        numbers = dequantize(stored.data, stored.kind)
+    except NotImplementedError as error:
+        raise ValueError(f"{path}: {name} is stored as {stored.kind.name}: {error}") from error
+    # A copy where it is the file itself, which may be written over later.
+    return torch.from_numpy(numbers if numbers.flags.writeable else numbers.copy())
 
 
 def _rows(embedding: StoredTensor | None) -> int:

@@ -27,6 +27,7 @@ from smol_scratch.hub import (
     write_model_files,
 )
 from smol_scratch.model import SmolLM2
+from smol_scratch.quantize import check_plain
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.tokenizer import HUB_NAME, SmolLM2Tokenizer, merges_of
 from smol_scratch.wrappers import unwrapped
@@ -73,6 +74,7 @@ def export_pretrained(
         TypeError: when the model or the tokenizer is none.
     """
     model = unwrapped(model)
+    check_plain(model)
     folder = check_folder(folder, overwrite)
     with assets.written_whole(folder) as new:
         new.mkdir()
@@ -282,6 +284,7 @@ def export_gguf(
         "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     }
     model = unwrapped(model)
+    check_plain(model)
     if not isinstance(dtype, str) or dtype not in kinds:
         raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(kinds)}")
     matrix, file_type = kinds[dtype]
