@@ -129,7 +129,7 @@ def load_quantized(
             else _kept_or_quantized(rows(_numbers(path, ours, stored)), form)
             for ours, stored, rows in _gguf_tensors(path, config, content.tensors)
         }
-        _fitted(path, config, weights, _skeleton(path, config, weights))  # type: ignore[arg-type]
+        _fitted(path, config, weights, _skeleton(path, config, weights))
         model = assemble(config, weights)
         template = content.fields.get("tokenizer.chat_template")
         label = label.replace("dequantised to float32", "as in the file")

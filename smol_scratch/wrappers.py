@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch.nn as nn
+from torch import Tensor
 
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.model import SmolLM2
@@ -37,7 +38,8 @@ def unwrapped(model: nn.Module) -> SmolLM2:
 
 def _check_whole(model: Any) -> None:
     table = model.model.embed_tokens.weight
-    whole = table.ndim == 2 and table.untyped_storage().nbytes()  # else FSDP has cut or freed it
+    # A flat or empty table is one that FSDP has cut or freed; a quantised one is no tensor.
+    whole = not isinstance(table, Tensor) or (table.ndim == 2 and table.untyped_storage().nbytes())
     if hasattr(model, "unshard") or not whole:  # a method of FSDP2's modules
         raise ValueError(
             "model: its weights are spread over several processes; give the model of a checkpoint "

@@ -31,6 +31,7 @@ from smol_scratch.quantize import (
     QuantizedMatrix,
     dequantize,
     from_blocks,
+    multiply_stored,
     quantize,
     quantized,
     to_blocks,
@@ -392,3 +393,19 @@ def test_what_no_file_holds_in_that_form_is_quantised(form, tmp_path, gguf):
     assert all(torch.equal(found.state_dict()[name], t) for name, t in expected.items())
     label = "as in the file" if form == "int8" else "dequantised to float32; int4"
     assert str(found.source) == f"eight.gguf, {label}"
+
+
+# The compiled decoder
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [16, 211])
+def test_the_product_that_is_compiled_is_the_plain_one(form, rows):
+    weight = torch.cat([awkward(), torch.randn(rows, 96)])
+    matrix, x = quantized(weight, form), torch.randn(96)
+    exact = matrix.dense().double() @ x.double()
+    size = matrix.dense().double().abs() @ x.abs().double()  # of what is summed
+    ours = multiply_stored(matrix.stored, x)
+    assert ours.shape == exact.shape
+    # For int4 whole number and minimum are summed apart, each up to 15 steps large.
+    assert bool(((ours - exact).abs() <= 96 * 2**-24 * 16 * (size + 1e-30)).all())
