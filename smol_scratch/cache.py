@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smol_scratch.arguments import checked
 from smol_scratch.config import SmolLM2Config
 
 
@@ -50,6 +51,7 @@ class LayerCache:
         return self.k[:, :, :end], self.v[:, :, :end]
 
 
+@checked
 class KVCache:
     """The keys and values of every layer, handed to ``SmolLM2.forward`` and filled by it."""
 

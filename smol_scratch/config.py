@@ -87,7 +87,7 @@ class SmolLM2Config:
         Raises:
             ValueError: for an unknown name or field.
         """
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset {name!r}: must be one of {', '.join(PRESETS)}")
         unknown = set(changes) - {field.name for field in dataclasses.fields(cls)}
         if unknown:

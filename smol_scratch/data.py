@@ -5,7 +5,7 @@ Letters: B sequences in a batch, T tokens in a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,11 +118,11 @@ class DataLoaderLite:
         self._start_over_at_the_end()
 
     def _check_state(self, state: dict[str, int]) -> None:
-        wrong = {name: value for name, value in state.items() if type(value) is not int}
-        if set(state) != set(self.state_dict()) or wrong:
+        whole = dict.fromkeys(self.state_dict(), int)
+        if not isinstance(state, dict) or {n: type(value) for n, value in state.items()} != whole:
             raise ValueError(
-                f"{state}: is no state of a DataLoaderLite; it has the whole numbers "
-                f"{', '.join(self.state_dict())}"
+                f"state={state!r:.99}: is no state of a DataLoaderLite; it has the whole numbers "
+                f"{', '.join(whole)}"
             )
         if state["tokens"] != len(self.tokens):
             raise ValueError(
@@ -140,6 +140,11 @@ class DataLoaderLite:
 
 
 def _check_sizes(tokens: Tokens, B: int, T: int, rank: int, world_size: int) -> None:
+    if isinstance(tokens, str | bytes | Mapping) or not hasattr(tokens, "__getitem__"):
+        raise TypeError(
+            f"tokens={type(tokens).__name__}: must be token numbers in order, as tokenizer.encode "
+            "gives them: a list, an array, a tensor or TokenShards"
+        )
     for name, value in (("B", B), ("T", T), ("world_size", world_size)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")

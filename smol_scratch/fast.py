@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from smol_scratch.arguments import explained
 from smol_scratch.cache import KVCache
 from smol_scratch.model import GroupedQueryAttention, RMSNorm, SmolLM2, causal_mask, fast_attention
 from smol_scratch.wrappers import unwrapped
@@ -135,6 +136,7 @@ class FastRMSNorm(RMSNorm):
     them would round it to that type for itself: queries, keys and values thus share one copy.
     """
 
+    @explained
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, (..., C) -> (..., C)."""
         kind = x.device.type
@@ -186,6 +188,7 @@ class _CrossEntropyFunction(torch.autograd.Function):
 class FastSmolLM2(SmolLM2):
     """A ``SmolLM2`` that computes its loss from 16-bit logits without copies in float32."""
 
+    @explained
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor | None]:

@@ -16,10 +16,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from smol_scratch.arguments import checked, explained
 from smol_scratch.cache import KVCache, LayerCache
 from smol_scratch.config import SmolLM2Config
 
 
+@checked
 class RMSNorm(nn.Module):
     """Scale each vector to a root mean square of one, then each channel by a learned weight.
 
@@ -41,6 +43,7 @@ class RMSNorm(nn.Module):
         return self.weight * normed.type_as(x)
 
 
+@explained
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (channel i, channel i + D/2) by its angle.
 
@@ -60,6 +63,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.type_as(x)  # (B, heads, T, D)
 
 
+@checked
 class RotaryPositionalEmbedding(nn.Module):
     """Give queries and keys their position, by turning pairs of channels.
 
@@ -98,6 +102,7 @@ class RotaryPositionalEmbedding(nn.Module):
         return rotate(x, self.cos[start:end], self.sin[start:end])
 
 
+@explained
 def causal_mask(n_query: int, n_key: int, device: torch.device | None = None) -> Tensor:
     """Say which key each query may see: those at its own position and before.
 
@@ -110,6 +115,7 @@ def causal_mask(n_query: int, n_key: int, device: torch.device | None = None) ->
     return allowed.tril(diagonal=n_key - n_query)
 
 
+@explained
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
     """Compute softmax(q k^T / sqrt(D)) v, causally, as the formula is written.
 
@@ -132,6 +138,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) 
     return F.dropout(weights, dropout_p) @ v  # (B, H, T, D)
 
 
+@explained
 def fast_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
     """Compute the same as ``explicit_attention`` without ever storing the (T, S) weights.
 
@@ -146,6 +153,7 @@ def fast_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> T
     )
 
 
+@checked
 class GroupedQueryAttention(nn.Module):
     """Let every token gather from the tokens before it, with few keys and values for many queries.
 
@@ -182,6 +190,7 @@ class GroupedQueryAttention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
+@checked
 class SwiGLU(nn.Module):
     """Widen each token's vector, let a gate decide what passes, and narrow it again.
 
@@ -201,6 +210,7 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+@checked
 class Block(nn.Module):
     """Add to the residual stream twice: what attention gathered, then what the MLP made of it.
 
@@ -221,6 +231,7 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+@checked
 class SmolLM2(nn.Module):
     """The whole language model: for every token, a score for each token that could come next.
 
@@ -279,10 +290,9 @@ class SmolLM2(nn.Module):
     def _check(self, idx: Tensor, targets: Tensor | None, cache: KVCache | None) -> None:
         V, longest = self.config.vocab_size, self.config.block_size
         if not isinstance(idx, Tensor) or not isinstance(targets, Tensor | None):
-            kinds = type(idx).__name__, type(targets).__name__
-            raise TypeError(f"idx={kinds[0]}, targets={kinds[1]}: must be tensors")
+            raise TypeError("idx, targets: must be tensors")
         if not isinstance(cache, KVCache | None):
-            raise TypeError(f"cache={type(cache).__name__}: must be a KVCache")
+            raise TypeError("cache: must be a KVCache")
         start = 0 if cache is None else cache.length
         if cache is not None and len(cache.layers) != self.config.n_layer:
             n = len(cache.layers)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from smol_scratch import assets
+from smol_scratch.arguments import checked
 from smol_scratch.texts import cut
 
 INDEX = "index.json"
@@ -372,6 +373,7 @@ def _open(path: Path, shard: dict[str, Any], kind: str, shape: tuple[int, ...]) 
     return stored
 
 
+@checked
 class TokenShards:
     """Tokens in memory-mapped files, read by position: the disk is the memory.
 
@@ -498,6 +500,7 @@ class TokenShards:
         Raises:
             ValueError: when they are not all there, or none are asked for.
         """
+        start, stop = whole_number(start), whole_number(stop)
         if not 0 <= start < stop <= len(self):
             raise ValueError(f"tokens {start} to {stop}: must lie between 0 and {len(self):,}")
         part = copy(self)

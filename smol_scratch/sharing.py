@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smol_scratch import assets
+from smol_scratch.arguments import explained
 from smol_scratch.hub import (
     _GGUF_BLOCK,
     _GGUF_OUTER,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 
+@explained
 def export_pretrained(
     model: SmolLM2,
     folder: str | Path,
@@ -100,6 +102,8 @@ def check_folder(folder: str | Path, overwrite: bool) -> Path:
         FileExistsError, NotADirectoryError: as ``export_pretrained``.
     """
     folder = Path(folder).resolve()
+    if type(overwrite) is not bool:  # "no" must not replace anything
+        raise TypeError(f"overwrite={overwrite!r:.60}: must be True or False")
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name a folder")
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
@@ -243,6 +247,7 @@ output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
 print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 
 
+@explained
 def export_gguf(
     model: SmolLM2,
     path: str | Path,

@@ -405,6 +405,57 @@ def test_a_score_of_minus_infinity_is_no_fault(model):
         generate(model, [[1], [2]], 1, decoder=lambda *_: both)
 
 
+class Elsewhere(torch.Generator):
+    """A generator that says it is on a card, where no card is."""
+
+    device = torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("write", [generate, stream])
+def test_a_generator_elsewhere_than_the_model_is_refused_with_the_way_to_make_one(model, write):
+    said = (
+        r"^a generator on {}: must be on the model's device, {}; make .* torch.Generator\('{}'\)$"
+    )
+    with pytest.raises(ValueError, match=said.format("cuda:1", "cpu", "cpu")):
+        write(model, [1, 2], 3, generator=Elsewhere())
+    there = SmolLM2(model.config).to("meta")  # a device without memory stands for a card
+    with pytest.raises(ValueError, match=said.format("cpu", "meta", "meta")):
+        write(there, [1, 2], 3, generator=seeded())
+
+
+def test_without_a_generator_one_is_made_where_the_model_is(model, monkeypatch):
+    made = []
+
+    class Recorded(torch.Generator):
+        def __new__(cls, device: object = "cpu") -> torch.Generator:
+            made.append(torch.device(device))
+            return super().__new__(cls)
+
+        def __init__(self, device: object = "cpu") -> None: ...
+
+    monkeypatch.setattr(torch, "Generator", Recorded)
+    there = SmolLM2(model.config).to("meta")
+    stream(there, [1, 2], 3)  # nothing is computed before the first token is asked for
+    assert made == [torch.device("meta")]
+
+
+def test_on_a_card_nobody_waits_to_look_at_the_tokens(model):
+    """A look at values would stall the card's queue. The meta device has none: a look raises."""
+    with pytest.raises(RuntimeError, match="meta"):
+        int(torch.zeros(1, device="meta"))
+    ids = torch.tensor([[5, 500]], device="meta")
+    logits = torch.zeros(1, 211, device="meta")
+    assert penalise_repetition(logits, ids, 1.5).shape == (1, 211)
+    there = SmolLM2(model.config).to("meta")
+    assert there(ids, ids)[1].shape == ()
+    assert next_logits(there, ids, KVCache(model.config, device="meta")).shape == (1, 211)
+    for ids in (torch.tensor([[5, 211]]), torch.tensor([[-1, 5]])):
+        with pytest.raises(ValueError, match=r"token (211|-1): must lie between 0 and 210"):
+            penalise_repetition(torch.zeros(1, 211), ids, 1.5)
+        with pytest.raises(ValueError, match=r"token (211|-1): must lie between 0 and 210"):
+            model(ids)
+
+
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, "averaged", "twice"])
 def test_a_wrapped_model_speaks_as_itself(model, wrap):
     if wrap == "averaged":

@@ -378,11 +378,11 @@ def test_a_loss_without_a_target_that_counts_is_nan_as_documented(accelerated):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"idx": [[1, 2]]}, TypeError, "idx=list, targets=NoneType: must be tensors"),
+        ({"idx": [[1, 2]]}, TypeError, "idx=list: must be a tensor"),
         ({"idx": "To be"}, TypeError, "idx=str"),
         ({"idx": None}, TypeError, "idx=NoneType"),
-        ({"targets": [[1, 2]]}, TypeError, "targets=list: must be tensors"),
-        ({"cache": []}, TypeError, "cache=list: must be a KVCache"),
+        ({"targets": [[1, 2]]}, TypeError, "targets=list: must be a tensor"),
+        ({"cache": []}, TypeError, "cache=list: must be a KVCache or None"),
         ({"targets": torch.ones(2, 13)}, ValueError, "targets of type torch.float32: must be"),
         ({"targets": tokens().int()}, ValueError, "targets of type torch.int32: must be"),
         ({"idx": tokens().to(torch.uint8)}, ValueError, "type torch.uint8: must be"),

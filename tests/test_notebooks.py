@@ -281,6 +281,9 @@ def test_questions_that_teach_nothing_are_refused(fault, monkeypatch):
 # --- definitions -------------------------------------------------------------------------------
 
 
+CHECKS = ("checked", "explained")  # decorators that look at arguments' types, and do nothing else
+
+
 def validates(node):
     """Say whether a statement only checks arguments: it is left out of what the reader reads."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
@@ -293,6 +296,9 @@ def bare(tree):
     """Return a definition's syntax tree as text, without docstrings and checks of arguments."""
     tree = copy.deepcopy(tree)
     for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            kept = [mark for mark in node.decorator_list if getattr(mark, "id", "") not in CHECKS]
+            node.decorator_list = kept
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = body = [part for part in body if not validates(part)]

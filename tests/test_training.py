@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -277,6 +278,51 @@ def test_the_best_device_that_is_there(monkeypatch):
     assert choose_device() == torch.device("cpu")
     with pytest.raises(ValueError, match="device='cuda': not available"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize("where", ["cuda:3", "cpu", "mps"])
+def test_copies_on_cards_are_told_which_card_is_theirs(monkeypatch, where):
+    """No card is here: a model that says it is on one stands for it."""
+    model, device = SmolLM2(SHAPE), torch.device(where)
+    monkeypatch.setattr(model, "parameters", lambda: iter([SimpleNamespace(device=device)]))
+    wrap = SimpleNamespace(DistributedDataParallel=lambda model, device_ids: (model, device_ids))
+    monkeypatch.setattr(torch.nn, "parallel", wrap)
+    ids = [device] if where == "cuda:3" else None  # elsewhere there is no number to tell
+    assert training.distribute(model, shard=False) == (model, ids)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("cuda:1", ["set_device cuda:1", "init nccl"]),
+        ("cpu", ["init gloo"]),
+    ],
+)
+def test_processes_on_cards_speak_by_nccl_each_from_its_own_card(
+    monkeypatch, where, expected, fails
+):
+    """Without ``set_device`` before it, NCCL would let all processes begin on the first card."""
+    said: list[str] = []
+    cuda = SimpleNamespace(
+        set_device=lambda device: said.append(f"set_device {device}"), is_available=lambda: True
+    )
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(
+        run.dist, "init_process_group", lambda backend: said.append(f"init {backend}")
+    )
+    monkeypatch.setattr(run.dist, "destroy_process_group", lambda: said.append("destroy"))
+    options = RunOptions(device=where.partition(":")[0])
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with run.process_group(options):
+        assert said == [], "one process alone joins nothing"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    after = pytest.raises(DivergedError) if fails else contextlib.nullcontext()
+    with after, run.process_group(options):
+        assert said == expected
+        if fails:
+            raise DivergedError
+    assert said == [*expected, "destroy"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
