@@ -341,7 +341,8 @@ def model_forward(model: SmolLM2, idx: Tensor) -> tuple[Tensor, list[Kept]]:
     Returns:
         (B, T, C), and one ``Kept`` for each block.
     """
-    inner: Any = unwrapped(model).model
+    model = unwrapped(model)
+    inner: Any = model.model
     x, kept = F.embedding(idx, inner.embed_tokens.weight), []  # (B, T, C)
     for block in inner.layers:
         x, of_block = block_forward(block, x)

@@ -144,7 +144,7 @@ def test_impossible_sizes_are_refused(given, message):
         DataLoaderLite(range(100), **{"B": 2, "T": 3, **given})
 
 
-@pytest.mark.parametrize("tokens", [[0.5] * 50, np.zeros((50, 2), dtype=np.int64), "a text" * 50])
+@pytest.mark.parametrize("tokens", [[0.5] * 50, np.zeros((50, 2), dtype=np.int64)])
 def test_what_are_no_tokens_is_refused(tokens):
     with pytest.raises(ValueError, match="must be whole numbers in a row"):
         DataLoaderLite(tokens, 2, 3).next_batch()

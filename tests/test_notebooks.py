@@ -285,7 +285,9 @@ CHECKS = ("checked", "explained")  # decorators that look at arguments' types, a
 
 
 def validates(node):
-    """Say whether a statement only checks arguments: it is left out of what the reader reads."""
+    """Say whether a statement only checks or unwraps: it is left out of what the reader reads."""
+    if isinstance(node, ast.Assign) and ast.unparse(node) == "model = unwrapped(model)":
+        return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         name = getattr(node.value.func, "attr", getattr(node.value.func, "id", ""))
         return name.startswith("_check")
