@@ -60,9 +60,10 @@ def explained(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if wrong := _wrong_type(function, args, kwargs):
-                raise TypeError(wrong) from error
-            raise
+            wrong = _wrong_type(function, args, kwargs)
+            if not wrong or str(error).startswith(f"{wrong.partition('=')[0]}="):
+                raise  # nothing is wrong with the types, or it says so itself
+            raise TypeError(wrong) from error
 
     return call  # type: ignore[return-value]
 

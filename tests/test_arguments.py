@@ -349,6 +349,12 @@ def test_checked_looks_before_and_explained_after():
     with pytest.raises(TypeError, match=r"^number=dict: must be a whole number$"):
         explained(double)({})
 
+    def chosen(name: str) -> None:
+        raise ValueError(f"name={name!r}: must be one of these two")
+
+    with pytest.raises(ValueError, match=r"^name=5: must be one of these two$"):
+        explained(chosen)(5)  # it says so itself, and says more
+
 
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_the_compiler_sees_one_graph(accelerated):
