@@ -279,6 +279,31 @@ def kv_cache_bytes(
     return 2 * config.n_layer * config.n_kv_head * config.head_dim * tokens * dtype.itemsize
 
 
+# Bits a weight of a matrix, scales and minima included, where the weights are stored for use.
+STORED_BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 9, "int4": 5}
+
+
+def stored_bytes(config: SmolLM2Config, form: str) -> int:
+    """Return the bytes of a model's weights as they lie in memory: ``QuantizedSmolLM2.nbytes``.
+
+    In 8 and 4 bits the norms are float32, and matrices of whole tiles of 16 rows are assumed.
+
+    Args:
+        config: the model.
+        form: "float32", "bfloat16", "float16", "int8" or "int4".
+
+    Raises:
+        ValueError: for another form.
+    """
+    if form not in STORED_BITS:
+        raise ValueError(f"form={form!r}: must be one of {', '.join(STORED_BITS)}")
+    norms = parameters(config)["RMSNorm"]
+    matrices = total_parameters(config) - norms
+    return matrices * STORED_BITS[form] // 8 + norms * (
+        4 if "int" in form else STORED_BITS[form] // 8
+    )
+
+
 def measured_activations(
     model: SmolLM2, idx: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32
 ) -> int:

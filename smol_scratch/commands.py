@@ -128,6 +128,7 @@ def generate(
     seed: int | None = None,
     chat: Literal["auto", "yes", "no"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    quantize: Literal["int8", "int4"] | None = None,
     compile: bool = False,
 ) -> None:
     """Continue a text, or answer a question, token by token.
@@ -145,17 +146,20 @@ def generate(
         repetition_penalty: above 1, tokens that were there before become less probable.
         seed: the same seed gives the same text.
         chat: put the prompt into the weights' chat template; auto does so where they have one.
-        dtype: of the weights.
+        dtype: of the weights; with --quantize, of what flows between the layers.
+        quantize: keep the weights in 8 or 4 bits; a Q8_0 or Q4_1 GGUF file's stay as they are.
         compile: compile the model first, which costs some seconds.
     """
     asked = terminal.prompt(text, prompt)
     how = Sampling(tokens, temperature, top_k, top_p, min_p, repetition_penalty)
     check_seed(seed)
+    if compile and quantize:
+        raise ValueError(f"--quantize {quantize} --compile: not both; leave one out")
     if compile:
         require_compiler()
     from smol_scratch.speaker import Speaker
 
-    speaker = Speaker(ckpt, how, seed, dtype, compile, prompt=asked)
+    speaker = Speaker(ckpt, how, seed, dtype, compile, prompt=asked, quantize=quantize)
     with terminal.interruptible():
         speaker.continue_or_answer(asked, chat)
 
@@ -171,6 +175,7 @@ def chat(
     seed: int | None = None,
     system: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    quantize: Literal["int8", "int4"] | None = None,
 ) -> None:
     """Talk with the instruct weights; Ctrl-C stops an answer, Ctrl-D or an empty line ends.
 
@@ -185,7 +190,8 @@ def chat(
         repetition_penalty: above 1, tokens that were there before become less probable.
         seed: the same seed gives the same answers to the same questions.
         system: a message before the first turn, in place of the template's own.
-        dtype: of the weights.
+        dtype: of the weights; with --quantize, of what flows between the layers.
+        quantize: keep the weights in 8 or 4 bits; a Q8_0 or Q4_1 GGUF file's stay as they are.
 
     Raises:
         ValueError: for weights without a chat template, and values that cannot be used.
@@ -194,7 +200,7 @@ def chat(
     check_seed(seed)
     from smol_scratch.speaker import Speaker
 
-    speaker = Speaker(ckpt, how, seed, dtype)
+    speaker = Speaker(ckpt, how, seed, dtype, quantize=quantize)
     with terminal.interruptible():
         speaker.converse(system)
 

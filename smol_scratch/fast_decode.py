@@ -25,6 +25,7 @@ from torch import Tensor
 from smol_scratch.cache import KVCache
 from smol_scratch.generation import next_logits
 from smol_scratch.model import Block, SmolLM2, rotate
+from smol_scratch.quantize import check_plain
 from smol_scratch.wrappers import unwrapped
 
 
@@ -139,6 +140,7 @@ class CompiledDecoder:
 
     def __init__(self, model: SmolLM2) -> None:
         self.model = model = unwrapped(model)
+        check_plain(model)
         weights = [_weights(block) for block in model.model.layers]
         self._groups = [weights[i : i + AT_ONCE] for i in range(0, len(weights), AT_ONCE)]
         self._blocks = torch.compile(_blocks, fullgraph=True, dynamic=False)

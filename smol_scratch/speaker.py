@@ -8,7 +8,7 @@ import sys
 import torch
 
 from smol_scratch import generation, terminal
-from smol_scratch.hub import load_config, load_pretrained
+from smol_scratch.hub import load_config, load_pretrained, load_quantized
 from smol_scratch.sampling import Sampling
 from smol_scratch.tokenizer import tokenizer_for
 
@@ -28,6 +28,7 @@ class Speaker:
         dtype: str = "float32",
         compile: bool = False,
         prompt: str = "",
+        quantize: str | None = None,
     ) -> None:
         """Load, and say what was loaded.
 
@@ -38,6 +39,7 @@ class Speaker:
             dtype: of the weights.
             compile: compile the model.
             prompt: what will be asked; one that is too long is refused before the weights are read.
+            quantize: "int8" or "int4" keeps the weights in so many bits.
 
         Raises:
             ValueError, OSError: for weights that cannot be used, and a prompt that is too long.
@@ -56,7 +58,11 @@ class Speaker:
                     f"--prompt: has {count:,} tokens, and the model takes {config.block_size:,} in "
                     "all, the new ones included; shorten it"
                 )
-        self.model = load_pretrained(ckpt, quiet=True)
+        self.model = (
+            load_pretrained(ckpt, quiet=True)
+            if quantize is None
+            else load_quantized(ckpt, quantize, quiet=True)
+        )
         self.tokenizer = tokenizer_for(ckpt, self.model.config.vocab_size)
         print(f"weights: {self.model.source}", file=sys.stderr)
         self.model.to(getattr(torch, dtype))

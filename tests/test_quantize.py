@@ -23,6 +23,8 @@ from smol_scratch import (
     load_pretrained,
     to_transformers,
 )
+from smol_scratch.__main__ import main
+from smol_scratch.accounting import stored_bytes
 from smol_scratch.gguf_file import read_gguf
 from smol_scratch.quantize import (
     AT_ONCE,
@@ -251,6 +253,7 @@ def test_the_bytes_are_those_of_the_formula(model, form):
         assert len(matrices) == 2 * 7 + (1 if made.config.tie_embeddings else 2)
         numbers = sum(m.shape.numel() for m in matrices)
         assert made.nbytes == numbers * BITS[form] / 8 + norms
+        assert made.nbytes == stored_bytes(made.config, form)
         held = sum(t.nbytes for t in made.state_dict().values())
         assert held == made.nbytes  # nothing else is stored
     assert untied.nbytes - tied.nbytes == 208 * 96 * BITS[form] / 8
@@ -409,3 +412,27 @@ def test_the_product_that_is_compiled_is_the_plain_one(form, rows):
     assert ours.shape == exact.shape
     # For int4 whole number and minimum are summed apart, each up to 15 steps large.
     assert bool(((ours - exact).abs() <= 96 * 2**-24 * 16 * (size + 1e-30)).all())
+
+
+# The command line
+
+
+def test_generate_takes_few_bits(model, tmp_path, tokenizer, capsys):
+    folder = export_pretrained(make(vocab_size=49_152), tmp_path / "m", tokenizer=tokenizer)
+    asked = ["generate", "To be", "--ckpt", str(folder), "--temperature", "0", "--tokens", "5"]
+    said = {}
+    for form in FORMS:
+        assert main([*asked, "--quantize", form]) == 0
+        out, err = capsys.readouterr()
+        assert f"weights: the folder m; {form}" in err
+        plain = dequantize(hub.load_quantized(folder, form, quiet=True))
+        [row] = generate(plain, tokenizer.encode("To be"), 5, temperature=0)
+        assert out.strip() == tokenizer.decode(row).strip()
+        said[form] = out
+    for wrong, named in ((["int3"], "--quantize"), (["int4", "--compile"], "not both")):
+        with pytest.raises(SystemExit) as ended:
+            main([*asked, "--quantize", *wrong])
+        assert ended.value.code == 2
+        err = capsys.readouterr().err
+        assert named in err
+        assert len(err.splitlines()) == 1
