@@ -31,13 +31,13 @@ def check_pencil(answer: Mapping[str, float]) -> str:
     if found["h"] == 12:
         raise Hint("12 is one of the two gradients that arrive at h: it is used in g and in y")
     if found["h"] != 24:
-        raise Hint(f"{answer['h']} at h: add what y sends back, 1 · g, and what g sends, dg · x")
+        raise Hint(f"{answer['h']} at h: h is a factor of two products; find what each sends back")
     if found["x"] == 72:
         raise Hint("72 comes back through h; x is used a second time, in g")
     if found["x"] == 36:
         raise Hint("36 comes back from g alone; x is used a second time, in h")
     if found["x"] != 108:
-        raise Hint(f"{answer['x']} at x: two uses, dg · h and 3 · dh, to add")
+        raise Hint(f"{answer['x']} at x: x is used in two places; find what each sends back")
     return "y = 9x³, whose slope 27x² is 108 at x = 2"
 
 
@@ -79,9 +79,6 @@ def check_layer_norm(answer: Callable[..., tuple[Tensor, Tensor]]) -> str:
                "product with the normalised x (up to eps)")  # fmt: skip
 
 
-WRONG_TENSOR = "model.layers.1.mlp.gate_proj.weight"
-
-
 @lru_cache(maxsize=1)
 def _small() -> tuple[SmolLM2, Tensor, Tensor]:
     with torch.random.fork_rng(devices=[]):
@@ -99,38 +96,61 @@ def _small() -> tuple[SmolLM2, Tensor, Tensor]:
 def colleague() -> tuple[SmolLM2, Tensor, Tensor, dict[str, Tensor]]:
     """Return a model, tokens and targets (B, T), and the gradients that a colleague computed."""
     model, idx, targets = _small()
-    right, calls = backward.gate_backward, 0
+    right, calls = backward.attention_backward, 0
 
-    def wrong(dm: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    def wrong(
+        dy: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         nonlocal calls
         calls += 1
-        dgate, dup = right(dm, gate, up)
-        return (dm * up * torch.sigmoid(gate) if calls == 2 else dgate), dup
+        dq, dk, dv = right(dy, q, k, v)
+        lost = q.shape[-1] ** 0.5 if calls == 2 else 1  # the 1/√D of dS, in layer 1
+        return lost * dq, lost * dk, dv
 
-    with replaced([backward], "gate_backward", wrong):
+    with replaced([backward], "attention_backward", wrong):
         _, grads = backward.loss_and_gradients(model, idx, targets)
     return model, idx, targets, grads
 
 
+# Variables of the backward pass that the gradients of the colleague rule out, and why.
+_RULED_OUT = {
+    "dV": "then v_proj's gradient would be wrong, and it is right",
+    "dv": "then v_proj's gradient would be wrong, and it is right",
+    "dq": "then k_proj's gradient would be right",
+    "dK": "then q_proj's gradient would be right",
+    "dk": "then q_proj's gradient would be right",
+    "dP": "its factor would reach q and k alike, but the line that makes it has none to lose; "
+          "which line has?",
+}  # fmt: skip
+
+
 @exercise
-def check_first_wrong(answer: str) -> str:
-    """Expect the name of the tensor whose gradient is the first wrong one on the way back."""
-    model, idx, targets, grads = colleague()
-    if answer not in grads:
-        raise Hint(f"{answer!r} is no name of a parameter; copy one from the keys of the gradients")
-    _, right = backward.loss_and_gradients(model, idx, targets)
-    apart = float((grads[answer] - right[answer]).norm() / right[answer].norm())
-    if apart < 1e-4:
-        raise Hint(f"{answer} is right, up to rounding")
-    if answer == "model.embed_tokens.weight":
-        raise Hint("the table is wrong through its look-up, the very last thing on the way back")
-    if ".layers.0." in answer:
-        raise Hint("layer 0 is wrong, but it is the last to be reached: the error comes from later "
-                   "layers")  # fmt: skip
-    if answer != WRONG_TENSOR:
-        raise Hint(f"{answer} is wrong, but something that the backward pass reaches sooner is too")
-    return ("all before it on the way back is right, `up` beside it too: the fault sits in the "
-            "SiLU of layer 1, a slope that lost a term")  # fmt: skip
+def check_fault(answer: Mapping[str, object]) -> str:
+    """Expect the layer, the variable and the factor of the line that the colleague got wrong."""
+    if not isinstance(answer, Mapping) or set(answer) != {"layer", "variable", "factor"}:
+        raise Hint('the answer is a dictionary with "layer", "variable" and "factor"')
+    layer, variable, factor = (answer[name] for name in ("layer", "variable", "factor"))
+    if layer == 2:
+        raise Hint("every gradient of layer 2 is right, up to rounding")
+    if layer == 0:
+        raise Hint("layer 0 is reached last: what came to it from layer 1 was wrong already")
+    if layer != 1:
+        raise Hint(f"layer {layer!r}: the layers are 0, 1 and 2")
+    if variable != "dS":
+        first = ("in layer 1 the MLP, o_proj and v_proj are right, q_proj and k_proj are not; on "
+                 "which line do those two depend, and v_proj not?")  # fmt: skip
+        raise Hint(f"{variable!r}: {_RULED_OUT.get(str(variable), first)}")
+    if isinstance(factor, Tensor):
+        factor = factor.item()
+    if not isinstance(factor, int | float):
+        raise Hint("the factor is a number")
+    if abs(factor - 8**0.5) < 0.03:
+        raise Hint("her gradients are that many times too large; multiply by what mends it")
+    if abs(factor - 1 / 8) < 0.003:
+        raise Hint("1/8 is 1/D; compare the lengths of her gradient of q_proj and the right one")
+    if abs(factor - 8**-0.5) > 0.003:
+        raise Hint(f"{factor}: compare the lengths of her gradient of q_proj and the right one")
+    return "1/√8, the 1/√D of the scores, was forgotten in dS: q and k see it, v does not"
 
 
 @exercise

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from smol_scratch.course.figures.drawing import HIGH, arrow, box, canvas
-from smol_scratch.course.figures.style import COLOURS, describe, new_figure
+from smol_scratch.course.figures.style import COLOURS, describe, ink, new_figure
 
 _LINE, _BACK = COLOURS["residual"], COLOURS["wrong"]
 
@@ -28,32 +28,41 @@ def opening(curves: Mapping[str, np.ndarray], steps: Sequence[float], chance: fl
         ax.plot(steps, lines.mean(0), color=COLOURS["query"], linewidth=1.6)
     ax.axhline(chance, color=_LINE, linewidth=1)
     ax.text(steps[-1], chance - 0.04, "a blind guess", fontsize=10, va="top", ha="right")
-    ax.set(xlabel="training step", ylabel="loss (nats per character)",
+    ax.set(xlabel="training step (each point: the mean of ten steps)",
+           ylabel="loss (nats per character)",
            title="seven backward passes, six of them wrong: all learn")  # fmt: skip
     return describe(figure, """Seven training losses, each the mean of three seeds. All of them fall
         far below a blind guess, although six of the seven have a wrong gradient; most lie on top
         of each other.""")  # fmt: skip
 
 
-def named(curves: Mapping[str, np.ndarray], steps: Sequence[float]) -> Figure:
-    """Draw each wrong gradient's loss beside the right one's, under its name.
+def named(curves: Mapping[str, np.ndarray]) -> Figure:
+    """Draw how far each wrong gradient's last losses lie from those of the right one.
 
     Args:
         curves: name to losses in nats per character, (seeds, points); "right" is among them.
-        steps: of the points.
     """
-    figure, axes = new_figure(2, 3, figsize=(8.6, 4.4), sharex=True, sharey=True)
-    wrong = [name for name in curves if name != "right"]
-    for ax, name in zip(axes.flat, wrong, strict=True):
-        ax.plot(steps, curves["right"].mean(0), color=_LINE, linewidth=3.5, label="right")
-        ax.plot(steps, curves[name].mean(0), color=_BACK, linewidth=1.6, label="wrong")
-        ax.set_title(name, fontsize=9.5)
-    axes[0, 0].legend(fontsize=9.5)
-    figure.supxlabel("training step", fontsize=11)
-    figure.supylabel("loss (nats per character)", fontsize=11)
-    return describe(figure, """The seven losses again, by name, each wrong gradient's over the right
-        one's. Only without the norm's second term does the curve run clearly above; the other five
-        nearly cover the right one.""")  # fmt: skip
+    figure, ax = new_figure(figsize=(7.2, 3.5))
+    right = curves["right"][:, -1]
+    gaps = {name: lines[:, -1] - right for name, lines in curves.items() if name != "right"}
+    for row, gap in enumerate(gaps.values()):
+        ax.plot(gap, np.full(len(gap), row), "o", color=_BACK, markersize=7, alpha=0.55,
+                markeredgewidth=0, label="one start: wrong gradient, minus the right one"
+                if row == 0 else None)  # fmt: skip
+        ax.plot([gap.mean()] * 2, [row - 0.3, row + 0.3], color=_BACK, linewidth=2.4,
+                label="their mean" if row == 0 else None)  # fmt: skip
+    ax.plot(right - right.mean(), np.full(len(right), len(gaps)), "s", color=_LINE, markersize=6,
+            label="right gradient: one start, minus the mean of three")  # fmt: skip
+    ax.axvline(0, color=_LINE, linewidth=1)
+    ax.set_yticks(range(len(gaps) + 1), [*gaps, "right gradient: three starts"], fontsize=10)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel("loss of the last ten steps, difference (nats per character)")
+    figure.legend(loc="outside upper center", ncols=1, fontsize=9.5)
+    return describe(figure, """For each wrong gradient, the last losses of three starts minus those
+        of the right gradient from the same starts. Only without the norm's second term are all
+        three far to the right, at a quarter of a nat or more. The other five lie near 0, about as
+        widely as three starts of the right gradient differ among themselves.""")  # fmt: skip
 
 
 def _node(ax: Any, x: float, y: float, sign: str, colour: str = "residual") -> None:
@@ -78,12 +87,12 @@ def pencil() -> Figure:
     for y in (2.5, 0.8):
         ax.plot([x0, x0], [4.2, y], color=_LINE, linewidth=1.5, zorder=0)
         arrow(ax, (x0, y), (x1 - 0.75, y))
-    box(ax, x1 - 0.75, 2.5 - HIGH / 2, 1.5, "· 2", "gate", filled=False)
-    box(ax, x1 - 0.75, 0.8 - HIGH / 2, 1.5, "· 1", "up", filled=False)
+    box(ax, x1 - 0.75, 2.5 - HIGH / 2, 1.5, "gate: 2x", "residual", filled=False)
+    box(ax, x1 - 0.75, 0.8 - HIGH / 2, 1.5, "up: 1x", "residual", filled=False)
     ax.plot([x1 + 0.75, xp - 0.28], [2.5, 2.5], color=_LINE, linewidth=1.5, zorder=0)
     ax.plot([x1 + 0.75, xp, xp], [0.8, 0.8, 2.2], color=_LINE, linewidth=1.5, zorder=0)
     ax.plot([xp + 0.28, xs, xs], [2.5, 2.5, 3.9], color=_LINE, linewidth=1.5, zorder=0)
-    _node(ax, xp, 2.5, "×", "mlp")
+    _node(ax, xp, 2.5, "×")
     _node(ax, xs, 4.2, "+")
     ax.add_patch(Circle((x0, 4.2), 0.1, color=_LINE, zorder=4))
     _both(ax, 1.5, 4.2, "x = 3", "1 + 6 + 6 = 13")
@@ -139,86 +148,50 @@ def right_angle() -> Figure:
         The part along x is taken out; the rest is dx.""")  # fmt: skip
 
 
-def used_twice() -> Figure:
-    """Draw the three places of the model where one thing has several uses, and gradients add."""
-    figure, ax = canvas(16, 5.2)
-    for left, title in ((0.2, "the stream"), (5.7, "a key of a group"), (11.2, "the table")):
-        ax.text(left, 4.85, title, fontsize=11, weight="bold")
-    # The stream.
-    box(ax, 0.1, 2.4 - HIGH / 2, 1.7, "stream h", "residual", filled=False)
-    for y, name, colour, words in (
-        (3.2, "straight on", "residual", "dout"), (1.6, "branch", "mlp", "dbranch")
-    ):  # fmt: skip
-        box(ax, 2.9, y - HIGH / 2, 1.9, name, colour, filled=False)
-        arrow(ax, (2.9, y), (1.88, 2.4 + (y - 2.4) * 0.2), colour="wrong")
-        ax.text(3.85, y - 0.42, words, fontsize=10, color=_BACK, weight="bold", ha="center",
-                va="top")  # fmt: skip
-    ax.text(0.2, 4.2, "dh = dout + dbranch", fontsize=10, color=_BACK, weight="bold")
-    # A key of a group.
-    for i, (y, words) in enumerate(((3.7, "+1"), (2.6, "+2"), (1.5, "−1"))):
-        box(ax, 9.0, y - HIGH / 2, 1.2, f"q{i + 1}", "query", filled=False)
-        arrow(ax, (9.0, y), (7.28, 2.6 + (y - 2.6) * 0.15), colour="wrong")
-        ax.text(8.45, y + (0.02, 0.1, -0.52)[i], words, fontsize=10, color=_BACK, weight="bold",
-                ha="center", va="bottom")  # fmt: skip
-    box(ax, 5.9, 2.6 - HIGH / 2, 1.3, "key", "key", filled=False)
-    ax.text(6.55, 1.95, "dk = 2", fontsize=10, color=_BACK, weight="bold", ha="center", va="top")
-    # The table.
-    box(ax, 11.3, 2.4 - HIGH / 2, 1.4, "table", "embedding")
-    box(ax, 13.9, 3.2 - HIGH / 2, 1.7, "look-up", "embedding", filled=False)
-    box(ax, 13.9, 1.6 - HIGH / 2, 1.7, "head", "embedding", filled=False)
-    for y, words in ((3.2, "a few rows"), (1.6, "every row")):
-        arrow(ax, (13.9, y), (12.75, 2.4 + (y - 2.4) * 0.2), colour="wrong")
-        ax.text(14.75, y - 0.42, words, fontsize=10, color=_BACK, weight="bold", ha="center",
-                va="top")  # fmt: skip
-    ax.text(8.0, 0.35, "used several times on the way forward: gradients add on the way back",
-            fontsize=10.5, ha="center", style="italic")  # fmt: skip
-    return describe(figure, """Three places where one thing is used several times and its gradients
-        add. The stream: beside the branch and in it. A key: by the three queries of its group,
-        which send back 1, 2 and minus 1, together 2. The table: by the look-up, which touches a few
-        rows, and by the head, which touches every row.""")  # fmt: skip
-
-
 def way_back() -> Figure:
-    """Draw a block's backward pass: what flows from right to left, where it splits and adds."""
-    figure, ax = canvas(18.8, 6.2, inches=8.4)
-    y, low, wide = 5.0, 2.2, 1.3
-    ax.plot([0.5, 18.5], [y, y], color=_BACK, linewidth=3, zorder=0)
-    arrow(ax, (0.9, y), (0.1, y), colour="wrong")
-    for right, left, parts in (
-        (17.6, 10.4, (("down", "down", "dm"), ("SiLU · up", "mlp", "dgate, dup"),
-                     ("gate, up", "gate", "db"), ("norm", "norm", ""))),
-        (9.8, 1.2, (("o", "attention", "dy"), ("softmax", "attention", "dq, dk, dv"),
-                    ("RoPE", "query", ""), ("q, k, v", "query", "da"), ("norm", "norm", ""))),
+    """Draw a block's backward pass, from right to left: where the gradient splits, where it adds.
+
+    Two rows: the MLP, which is reached first, and below it attention.
+    """
+    figure, ax = canvas(13.6, 8.6, inches=7.2)
+    wide, right, left = 1.5, 12.4, 1.2
+    for y, title, ends, parts in (
+        (7.4, "first the MLP", ("dout", "dh"),
+         (("down", "down", "dm"), ("product", "mlp", "dgate, dup"), ("gate, up", "up", "db"),
+          ("norm", "norm", ""))),
+        (3.1, "then attention", ("dh", "dx"),
+         (("o", "attention", "dy"), ("softmax", "attention", "dq, dk, dv"),
+          ("RoPE of\nq and k", "query", ""), ("q, k, v", "query", "da"), ("norm", "norm", ""))),
     ):  # fmt: skip
+        low = y - 1.9
+        ax.plot([0.4, 13.2], [y, y], color=_BACK, linewidth=3, zorder=0)
+        arrow(ax, (0.6, y), (0.0, y), colour="wrong")
         ax.add_patch(Circle((right, y), 0.13, color=_BACK, zorder=4))
         _node(ax, left, y, "+", "wrong")
         ax.plot([right, right], [y, low], color=_BACK, linewidth=1.5, zorder=0)
-        gap = (right - left - 0.3 - wide * len(parts)) / (len(parts) - 1)
-        at = right - 0.15
+        gap = (right - left - wide * len(parts)) / (len(parts) + 1)
+        at = right
         for name, colour, words in parts:
-            box(ax, at - wide, low - HIGH / 2, wide, name, colour, size=8.5)
-            if name != "norm":
-                arrow(ax, (at - wide, low), (at - wide - gap, low), colour="wrong")
-                ax.text(at - wide - gap / 2, low - 0.5, words, fontsize=9.5, ha="center", va="top",
-                        color=_BACK, weight="bold")  # fmt: skip
-            at -= wide + gap
-        ax.plot([at + gap, left, left], [low, low, y - 0.3], color=_BACK, linewidth=1.5, zorder=0)
-    for x, words in ((18.3, "dout"), (10.1, "dh"), (0.4, "dx")):
-        ax.text(x, y + 0.35, words, fontsize=11, ha="center", va="bottom", color=_BACK,
-                weight="bold")  # fmt: skip
-    for right, left, name in ((17.6, 10.4, "MLP"), (9.8, 1.2, "attention")):
-        ax.text(right - 0.2, y - 0.25, "forward, a sum:\nnow copied", fontsize=9, ha="right",
+            arrow(ax, (at, low), (at - gap, low), colour="wrong")
+            at -= gap + wide
+            box(ax, at, low - 0.45, wide, name, colour, height=0.9, filled=False)
+            ax.text(at - gap / 2, low - 0.6, words, fontsize=10, ha="center", va="top",
+                    color=_BACK, weight="bold")  # fmt: skip
+        ax.plot([at, left], [low, low], color=_BACK, linewidth=1.5, zorder=0)
+        arrow(ax, (left, low - 0.05), (left, y - 0.2), colour="wrong")
+        for x, words in zip((13.2, 0.3), ends, strict=True):
+            ax.text(x, y + 0.25, words, fontsize=11, ha="center", va="bottom", color=_BACK,
+                    weight="bold")  # fmt: skip
+        ax.text(right - 0.2, y - 0.2, "forward: a sum\nback: copied", fontsize=10, ha="right",
                 va="top", style="italic")  # fmt: skip
-        ax.text(left + 0.4, y - 0.25, "forward, read twice:\nnow added", fontsize=9, ha="left",
+        ax.text(left + 0.45, y - 0.2, "forward: read twice\nback: added", fontsize=10, ha="left",
                 va="top", style="italic")  # fmt: skip
-        ax.text((right + left) / 2, 3.15, name, fontsize=11, ha="center", weight="bold")
-    ax.text(9.4, 0.5, "on the way each matrix and each norm gets the gradient of its own weight",
-            fontsize=10, ha="center", style="italic")  # fmt: skip
-    return describe(figure, """A block, read from right to left. Where the forward pass added, the
-        stream's gradient dout is copied: one copy runs straight on, the other goes back through
-        down, the product, gate and up and the norm. Where the forward pass read the stream twice,
-        both are added, to dh. The same again through o, softmax, RoPE, q k v and the first norm
-        gives dx.""")  # fmt: skip
+        ax.text(6.8, y + 0.2, title, fontsize=11, ha="center", va="bottom", weight="bold")
+    return describe(figure, """A block's backward pass in two rows, each read from right to left.
+        Where the forward pass added, the stream's gradient dout is copied: one copy runs straight
+        on, the other goes back through down, the product, gate and up, and the norm. Where the
+        forward pass read the stream twice, both are added, to dh. The same again, below, through
+        o, softmax, RoPE, the matrices q, k, v and the first norm gives dx.""")  # fmt: skip
 
 
 _KINDS = {
@@ -242,14 +215,14 @@ def kept(bars: Mapping[str, Mapping[str, float]]) -> Figure:
             width = kinds.get(kind, 0) / 1000
             ax.barh(row, width, left=left, height=0.62, color=COLOURS[colour],
                     label=kind if row == 0 else None, edgecolor="white")  # fmt: skip
-            if width > 30:
+            if width > 15:
                 ax.text(left + width / 2, row, f"{width:.0f}", ha="center", va="center",
-                        color="white", fontsize=10, weight="bold")  # fmt: skip
+                        color=ink(colour), fontsize=10, weight="bold")  # fmt: skip
             left += width
         ax.text(left + 4, row, f"{left:.0f}", va="center", fontsize=10)
     ax.set_yticks(range(len(bars)), list(bars))
     ax.invert_yaxis()
-    ax.set(xlabel="thousands of numbers kept per token", xlim=(0, 480))
+    ax.set(xlabel="numbers kept per token, in thousands (rounded)", xlim=(0, 480))
     ax.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=2, fontsize=9.5)
     return describe(figure, """What waits in memory between the two passes, per token. Autograd
@@ -269,7 +242,8 @@ def shares(parts: Mapping[str, tuple[float, float, float]], layers: np.ndarray) 
     for row, (share, error, size) in enumerate(parts.values()):
         left.barh(row, 100 * share, height=0.6, color=COLOURS["query"])
         left.plot([100 * (share - error), 100 * (share + error)], [row, row], color="black")
-        left.plot(100 * size, row, "D", color=COLOURS["key"], markersize=6)
+        left.plot(100 * size, row, "D", color=COLOURS["key"], markersize=7, clip_on=False,
+                  zorder=5)  # fmt: skip
     left.set_yticks(range(len(parts)), list(parts), fontsize=10)
     left.invert_yaxis()
     left.set(xlabel="share in %", title="bar: of the squared gradient\ndiamond: of the parameters")
@@ -300,9 +274,15 @@ def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         ax.plot(np.full((~seen).sum(), 0.2), distances[~seen], "s", color=COLOURS["key"],
                 alpha=0.5, markersize=4, markeredgewidth=0)  # fmt: skip
         ax.axhline(1, color=_LINE, linewidth=1)
-        ax.set(title=title, xscale="log", yscale="log", xlabel="times seen in training")
-        ax.set_xticks([0.2, 1, 10, 100, 1000, 10000])
-        ax.set_xticklabels(["never", "1", "10", "100", "1,000", "10,000"], fontsize=9)
+        ax.set(
+            title=title,
+            xscale="log",
+            yscale="log",
+            xlabel="times seen in training",
+            xlim=(0.12, 4000),
+        )
+        ax.set_xticks([0.2, 1, 10, 100, 1000])
+        ax.set_xticklabels(["never", "1", "10", "100", "1,000"], fontsize=9)
         ax.set_yticks([0.3, 0.5, 1, 2, 3])
         ax.set_yticklabels(["0.3", "0.5", "1", "2", "3"])
         ax.minorticks_off()
@@ -311,31 +291,3 @@ def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         character was seen. AdamW: the rarer, the farther. Plain gradient descent: the most
         frequent moved farthest; among rows seen up to thirty times
         there is no upward trend.""")  # fmt: skip
-
-
-def growth(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Draw by how much the gradient at a norm's output grows when that output is made larger.
-
-    Args:
-        lines: name to, for outputs 1, 2, 4, … times as large, the gradient's mean length in units
-            of the first, and its standard error over sentences.
-    """
-    figure, ax = new_figure(figsize=(7.0, 3.3))
-    looks = (("mlp", "o"), ("other", "s"), ("attention", "^"))
-    for (name, (means, _)), (colour, marker) in zip(lines.items(), looks, strict=True):
-        scales = 2.0 ** np.arange(len(means))
-        ax.plot(scales, means, marker=marker, color=COLOURS[colour])
-        place = (17.5, means[-1])
-        ax.text(*place, name, va="center", ha="left", fontsize=10,
-                color=COLOURS[colour] if colour != "other" else "#666666")  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="the norm's output, times",
-           ylabel="gradient at that output, times", xlim=(0.9, 60))  # fmt: skip
-    ticks = [1, 2, 4, 8, 16]
-    ax.set_xticks(ticks, [str(tick) for tick in ticks])
-    ax.set_yticks(ticks, [str(tick) for tick in ticks])
-    ax.minorticks_off()
-    ax.set_title("with the gate's product, the gradient doubles each time")
-    return describe(figure, """The length of the gradient that a branch sends back to its
-        norm's output, when that output is made 1 to 16 times as large. With the gate's
-        product it doubles with every doubling; without it, it hardly moves; attention's
-        rises about fourfold and levels off.""")  # fmt: skip

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -228,25 +226,40 @@ def trained(
     return history, model
 
 
-def undivided(letters: Tensor, steps: int = 10) -> tuple[float, float]:
+@dataclass
+class Undivided:
+    """What a gradient that is not divided by the tokens does, clip undone, on three seeds.
+
+    Attributes:
+        apart: with AdamW, the largest distance of a loss from that of the right gradient.
+        control: the highest last loss with plain gradient descent and the right gradient.
+        peak: the highest loss of a run with plain gradient descent and the undivided gradient, in
+            the run where that is lowest.
+    """
+
+    apart: float
+    control: float
+    peak: float
+
+
+def undivided(letters: Tensor, steps: int = 10, rate: float = 0.1) -> Undivided:
     """Undo the clip, and train with a gradient that is not divided by the tokens, on three seeds.
 
     Args:
         letters: the text, as numbers.
         steps: of training.
-
-    Returns:
-        With AdamW, the largest distance of a loss from that of the right gradient; with plain
-        gradient descent, the highest loss of a run, in the run where that is lowest.
+        rate: of plain gradient descent, for the right gradient and for the wrong one.
     """
-    bug, furthest, highest = "not divided by the tokens", 0.0, math.inf
+    bug, found = "not divided by the tokens", Undivided(0.0, 0.0, math.inf)
     for seed in range(3):
         right, wrong = (trained(n, seed, letters, clip=1e9, steps=steps)[0] for n in ("right", bug))
-        pairs = zip(right, wrong, strict=True)
-        furthest = max(furthest, *(abs(a - b) for a, b in pairs))
-        plain, _ = trained(bug, seed, letters, rule="SGD", rate=0.3, clip=1e9, steps=steps)
-        highest = min(highest, max(plain))
-    return furthest, highest
+        found.apart = max(found.apart, *(abs(a - b) for a, b in zip(right, wrong, strict=True)))
+        right, wrong = (
+            trained(n, seed, letters, rule="SGD", rate=rate, clip=1e9, steps=steps)[0]
+            for n in ("right", bug)
+        )
+        found.control, found.peak = max(found.control, right[-1]), min(found.peak, max(wrong))
+    return found
 
 
 def rows_moved(rule: str, seed: int, letters: Tensor, steps: int = 60) -> tuple[Tensor, Tensor]:
@@ -320,26 +333,6 @@ def kept_by_hand(model: SmolLM2, idx: Tensor) -> dict[str, float]:
     tensors = [x, *(tensor for block in kept for tensor in block)]
     storages = {t.untyped_storage().data_ptr(): (t.untyped_storage().nbytes(), t) for t in tensors}
     return _kinds(storages, idx.numel())
-
-
-def seconds(model: SmolLM2, idx: Tensor, targets: Tensor, rounds: int = 2) -> tuple[float, float]:
-    """Time loss and gradients by autograd and by hand, in turns; return both medians."""
-
-    def by_autograd() -> None:
-        model.zero_grad()
-        model(idx, targets)[1].backward()
-
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for times, run in zip(
-            taken, (by_autograd, lambda: backward.loss_and_gradients(model, idx, targets)),
-            strict=True,
-        ):  # fmt: skip
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    model.zero_grad()
-    return statistics.median(taken[0]), statistics.median(taken[1])
 
 
 def distances(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
@@ -504,73 +497,6 @@ def learned(model: SmolLM2, tokenizer: SmolLM2Tokenizer, small: float = 0.02) ->
         ):  # fmt: skip
             into.append(row)
     return Learned(*(torch.stack(row) for row in rows))
-
-
-@torch.no_grad()
-def branch_growth(
-    model: SmolLM2, tokenizer: SmolLM2Tokenizer, doublings: int = 4
-) -> dict[str, Tensor]:
-    """Enlarge what each branch of the real model gets from its norm; measure the gradient there.
-
-    A longer stream would not change what the branch reads, since the norm divides by its length; so
-    the norm's output is scaled, as a larger weight of the norm would. The gradient that comes in is
-    random and the same for all sizes, so only the branch itself can change what it sends back. That
-    is measured at the norm's output: on to the stream, a larger weight would multiply it once more.
-    The first two tokens are left out: their numbers are huge.
-
-    Args:
-        model: real weights.
-        tokenizer: its own.
-        doublings: of what the norm passes on.
-
-    Returns:
-        Kind of branch to the gradient's length, mean over every third layer (of its logarithm), in
-        units of that at the usual size: (sentences, doublings + 1).
-    """
-    inner: Any = model.model
-    found: dict[str, list[Tensor]] = {}
-    for number, sentence in enumerate(SENTENCES):
-        ids = torch.tensor([tokenizer.encode(sentence)])
-        above = torch.Generator().manual_seed(number)
-        _, kept = backward.model_forward(model, ids)
-        logs = {kind: torch.zeros(doublings + 1) for kind in
-                ("with the gate's product", "product taken out", "attention")}  # fmt: skip
-        some = list(zip(inner.layers, kept, strict=True))[::3]
-        for block, of_block in some:
-            mlp, attention, h, x = block.mlp, block.self_attn, of_block.h, of_block.x
-            norm, D, T = block.post_attention_layernorm, attention.head_dim, x.shape[1]
-            cos, sin = attention.rope.cos[:T], attention.rope.sin[:T]
-            b = norm.weight * (h * backward.inverse_rms(h, norm.eps))
-            norm = block.input_layernorm
-            a = norm.weight * (x * backward.inverse_rms(x, norm.eps))
-            dout = torch.randn(x.shape, generator=above)
-            dp = dout @ mlp.down_proj.weight
-            dy = backward.split_heads(dout @ attention.o_proj.weight, D)
-            for i in range(doublings + 1):
-                gate, up = (2**i * b @ part.weight.T for part in (mlp.gate_proj, mlp.up_proj))
-                dgate, dup = backward.gate_backward(dp, gate, up)
-                whole = dgate @ mlp.gate_proj.weight + dup @ mlp.up_proj.weight
-                alone, _ = backward.gate_backward(dp, gate, torch.ones_like(up))
-                q, k, v = (
-                    backward.split_heads(2**i * a @ part.weight.T, D)
-                    for part in (attention.q_proj, attention.k_proj, attention.v_proj)
-                )
-                q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-                dq, dk, dv = backward.attention_backward(dy, q, k, v)
-                dq, dk = (backward.rotate_backward(d, cos, sin) for d in (dq, dk))
-                back = [backward.join_heads(d) for d in (dq, dk, dv)]
-                da = sum(
-                    d @ part.weight
-                    for d, part in zip(
-                        back, (attention.q_proj, attention.k_proj, attention.v_proj), strict=True
-                    )
-                )
-                sent = (whole, alone @ mlp.gate_proj.weight, da)
-                for line, gradient in zip(logs.values(), sent, strict=True):
-                    line[i] += gradient[:, 2:].norm().log() / len(some)
-        for kind, line in logs.items():
-            found.setdefault(kind, []).append((line - line[0]).exp())
-    return {kind: torch.stack(lines) for kind, lines in found.items()}
 
 
 def exploded(what: str, seed: int, letters: Tensor, rate: float = 6.0, steps: int = 30) -> bool:

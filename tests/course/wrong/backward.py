@@ -7,6 +7,10 @@ def pencil(g, h, x):
     return {"g": g, "h": h, "x": x}
 
 
+def fault(layer=1, variable="dS", factor=8**-0.5):
+    return {"layer": layer, "variable": variable, "factor": factor}
+
+
 def layer_norm(take_mean, take_projection, own_weight=True):
     def answer(dy, x, weight, eps):
         centred = x - x.mean(-1, keepdim=True)
@@ -49,10 +53,10 @@ WRONG = {
         (pencil(12, 24, 108), "the *other* one"),
         (pencil(3, 24, 108), "at g: y grows"),
         (pencil(6, 12, 108), "used in g and in y"),
-        (pencil(6, 18, 108), "add what y sends back"),
+        (pencil(6, 18, 108), "a factor of two products"),
         (pencil(6, 24, 72), "a second time, in g"),
         (pencil(6, 24, 36), "a second time, in h"),
-        (pencil(6, 24, 27), "two uses"),
+        (pencil(6, 24, 27), "in two places"),
         ({"g": 6, "h": 24}, "a dictionary with"),
     ],
     "check_layer_norm": [
@@ -64,12 +68,19 @@ WRONG = {
         (lambda dy, x, weight, eps: (dy, dy), "dweight has shape"),
         (lambda dy, x, weight, eps: dy, "return two tensors"),
     ],
-    "check_first_wrong": [
-        ("model.layers.1.mlp.up_proj.weight", "is right"),
-        ("model.layers.1.post_attention_layernorm.weight", "reaches sooner"),
-        ("model.layers.0.mlp.gate_proj.weight", "the last to be reached"),
-        ("model.embed_tokens.weight", "through its look-up"),
-        ("gate_proj", "no name of a parameter"),
+    "check_fault": [
+        (fault(2), "layer 2 is right"),
+        (fault(0), "was wrong already"),
+        (fault(7), "the layers are"),
+        (fault(variable="dV"), "v_proj's gradient would be wrong"),
+        (fault(variable="dq"), "k_proj's gradient would be right"),
+        (fault(variable="dP"), "none to lose"),
+        (fault(variable="dgate"), "on which line do those two depend"),
+        (fault(factor=8**0.5), "multiply by what mends it"),
+        (fault(factor=torch.tensor(1 / 8)), "1/8 is 1/D"),
+        (fault(factor=2), "compare the lengths"),
+        (fault(factor="0.35"), "is a number"),
+        ({"layer": 1}, "a dictionary with"),
     ],
     "check_accumulate": [
         (accumulated(lambda _: 1, len), "the mean of the two means"),
