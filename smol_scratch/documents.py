@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from smol_scratch import assets
 from smol_scratch.shards import PIECE, Piece, TokenShards, write_shards
-from smol_scratch.texts import cut, read_pieces
+from smol_scratch.texts import Cuts, cut, read_pieces
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
 END = "<|endoftext|>"
@@ -104,7 +104,11 @@ def input_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_documents(
-    files: Iterable[Path], column: str, report: Report, advance: Advance = lambda count: None
+    files: Iterable[Path],
+    column: str,
+    report: Report,
+    advance: Advance = lambda count: None,
+    cuts: Cuts = Cuts(),  # noqa: B008 (never changed)
 ) -> Iterator[Part]:
     """Yield the documents of files, in order, in pieces.
 
@@ -115,21 +119,28 @@ def read_documents(
         column: field of a row that holds the text.
         report: counts what is left out.
         advance: told of the bytes that were read.
+        cuts: where long texts can be cut; only at spaces unless told.
 
     Raises:
         ValueError: for a file that is torn, or is not what its name says.
     """
     for path in files:
         if path.name.endswith((".txt", ".md")):
-            yield from _text(path, report, advance)
+            yield from _text(path, report, advance, cuts)
         elif path.name.endswith(".parquet"):
-            yield from _rows(_parquet(path, column, advance), column, report)
+            yield from _rows(_parquet(path, column, advance), column, report, cuts)
         else:
-            yield from _rows(_json_lines(path, report, advance), column, report)
+            yield from _rows(_json_lines(path, report, advance), column, report, cuts)
         report.files += 1
 
 
-def read_dataset(name: str, split: str, column: str, report: Report) -> Iterator[Part]:
+def read_dataset(
+    name: str,
+    split: str,
+    column: str,
+    report: Report,
+    cuts: Cuts = Cuts(),  # noqa: B008
+) -> Iterator[Part]:
     """Yield the documents of a Hugging Face data set, streamed, in pieces.
 
     Args:
@@ -138,6 +149,7 @@ def read_dataset(name: str, split: str, column: str, report: Report) -> Iterator
         split: of the data set.
         column: that holds the text.
         report: counts what is left out.
+        cuts: where long texts can be cut; only at spaces unless told.
 
     Raises:
         ValueError: for a name without a revision, or a data set that cannot be read.
@@ -154,7 +166,8 @@ def read_dataset(name: str, split: str, column: str, report: Report) -> Iterator
         rows = datasets.load_dataset(
             name if local else path, split=split, streaming=True, revision=revision or None
         )
-        yield from _rows(((f"{name} row {i}", row) for i, row in enumerate(rows)), column, report)
+        named = ((f"{name} row {i}", row) for i, row in enumerate(rows))
+        yield from _rows(named, column, report, cuts)
     except (OSError, LookupError, ValueError) as error:
         raise ValueError(f"--dataset {name}: {assets.one_line(str(error))}") from error
     report.files += 1
@@ -278,15 +291,15 @@ def store(
             f"--output {output}: holds {min(strange)}, which is no part of shards; name another "
             "folder"
         )
-    files, report = input_files(inputs), Report()
+    files, report, cuts = input_files(inputs), Report(), Cuts(tokenizer)
     output.mkdir(parents=True, exist_ok=True)
     seen = Seen(output / ".seen.sqlite") if unique else None
     total = sum(file.stat().st_size for file in files) if dataset is None else None
     try:
         with tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-            parts = read_documents(files, column, report, bar.update)
+            parts = read_documents(files, column, report, bar.update, cuts)
             if dataset is not None:
-                parts = chain(parts, read_dataset(dataset, split, column, report))
+                parts = chain(parts, read_dataset(dataset, split, column, report, cuts))
             shards = write_shards(
                 output, usable(parts, tokenizer, report, seen), tokenizer, shard_tokens
             )
@@ -317,9 +330,9 @@ def store(
 # The kinds of files.
 
 
-def _text(path: Path, report: Report, advance: Advance) -> Iterator[Part]:
+def _text(path: Path, report: Report, advance: Advance, cuts: Cuts) -> Iterator[Part]:
     """Read a text file; a short one that is no UTF-8 is left out."""
-    pieces: Iterable[str] = read_pieces(path, PIECE)
+    pieces: Iterable[str] = read_pieces(path, cuts, PIECE)
     if path.stat().st_size <= HELD:
         try:
             pieces = list(pieces)
@@ -334,7 +347,7 @@ def _text(path: Path, report: Report, advance: Advance) -> Iterator[Part]:
 def _split(where: str, pieces: Iterable[str]) -> Iterator[Part]:
     """Divide a text where ``<|endoftext|>`` stands; what is blank between two of them is nothing.
 
-    A text is never cut within ``<|endoftext|>``, since no space is in it.
+    A text is never cut within ``<|endoftext|>``: no space is in it, and it is an added token.
     """
     pending, begun, found = None, False, 0
     for text in pieces:
@@ -352,7 +365,9 @@ def _split(where: str, pieces: Iterable[str]) -> Iterator[Part]:
         yield Part(where, Piece(pending, True))
 
 
-def _rows(rows: Iterable[tuple[str, Any]], column: str, report: Report) -> Iterator[Part]:
+def _rows(
+    rows: Iterable[tuple[str, Any]], column: str, report: Report, cuts: Cuts
+) -> Iterator[Part]:
     """Yield the documents of rows; a row without a text is left out."""
     for where, row in rows:
         if not isinstance(row, dict) or column not in row:
@@ -360,7 +375,7 @@ def _rows(rows: Iterable[tuple[str, Any]], column: str, report: Report) -> Itera
         elif not isinstance(row[column], str):
             report.skip(f"holds no text in its field {column!r}", where)
         else:
-            yield from _split(where, cut(row[column], PIECE))
+            yield from _split(where, cut(row[column], PIECE, cuts))
 
 
 class _Counted(io.FileIO):

@@ -26,7 +26,7 @@ import numpy as np
 
 from smol_scratch import assets
 from smol_scratch.arguments import checked
-from smol_scratch.texts import cut
+from smol_scratch.texts import Cuts, cut
 
 INDEX = "index.json"
 FORMAT = "smol_scratch token shards, version 2"
@@ -66,7 +66,7 @@ class Piece(NamedTuple):
     last: bool
 
 
-def pieces_of_documents(documents: Iterable[str | Piece]) -> Iterator[Piece]:
+def pieces_of_documents(documents: Iterable[str | Piece], cuts: Cuts) -> Iterator[Piece]:
     """Cut long documents; what is in pieces already stays so."""
     for document in documents:
         if isinstance(document, Piece):
@@ -74,7 +74,7 @@ def pieces_of_documents(documents: Iterable[str | Piece]) -> Iterator[Piece]:
         elif len(document) <= PIECE:
             yield Piece(document, True)
         else:
-            parts = cut(document, PIECE)
+            parts = cut(document, PIECE, cuts)
             before = next(parts)
             for part in parts:
                 yield Piece(before, False)
@@ -144,7 +144,7 @@ def write_shards(
     ):  # halves that an interruption left
         for stray in folder.glob(pattern):
             shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-    pieces = pieces_of_documents(documents)
+    pieces = pieces_of_documents(documents, Cuts(tokenizer))
     number = 0  # of the document that the next piece belongs to
     unfinished = hashlib.sha256()  # of the text of a document that began in an earlier shard
     for at, shard in enumerate(content["shards"]):

@@ -88,6 +88,22 @@ class SmolLM2Tokenizer:
         """SHA-256 of entries and merges, by which stored tokens name their tokenizer."""
         return vocabulary_sha256(self.backend)
 
+    @cached_property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Tokens that are looked for in a text before it is cut into words, special or not."""
+        return tuple(t.content for t in self.backend.get_added_tokens_decoder().values())
+
+    @cached_property
+    def joined(self) -> frozenset[bytes]:
+        """All pairs of bytes that stand side by side in a token of the vocabulary.
+
+        No token reaches across any other pair, so a text can be cut there; see ``texts.Cuts``.
+        """
+        byte_of = {character: bytes([byte]) for byte, character in enumerate(_byte_characters())}
+        entries = self.backend.get_vocab(with_added_tokens=False)
+        pairs = {pair for entry in entries for pair in pairwise(entry)}
+        return frozenset(byte_of[a] + byte_of[b] for a, b in pairs if a in byte_of and b in byte_of)
+
     def encode(self, text: str, *, as_text: Collection[str] = ()) -> list[int]:
         """Return the token numbers of a text, and nothing else; special tokens are recognised.
 
