@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import inspect
 import itertools
 import os
 from collections.abc import Callable
@@ -358,7 +359,7 @@ def info(
     config = SmolLM2Config.preset(preset or "135M")
     if length < 1 or (ckpt is None and length > config.block_size):
         raise ValueError(
-            f"--length {length}: must lie between 1 and block_size={config.block_size}"
+            f"--length {length}: must lie between 1 and {config.block_size}, the model's context"
         )
     if ckpt is not None and not ckpt.exists():
         raise FileNotFoundError(f"{ckpt}: no such file or folder")
@@ -528,6 +529,14 @@ def train_from(before: TrainingConfig, asked: RunOptions) -> Callable[..., None]
     return command
 
 
+def names_of_flags(command: Callable[..., None]) -> list[str]:
+    """Return Python's names of all that a command has a flag for."""
+    if command is train:
+        fields = (*dataclasses.fields(TrainingConfig), *dataclasses.fields(RunOptions))
+        return [field.name for field in fields]
+    return list(inspect.signature(command).parameters)
+
+
 def run_command(program: str, arguments: list[str]) -> None:
     """Read the command line, and call the command.
 
@@ -546,7 +555,7 @@ def run_command(program: str, arguments: list[str]) -> None:
     if name not in COMMANDS:
         raise ValueError(f"{name}: a command comes first, one of {', '.join(COMMANDS)}")
     command = COMMANDS[name]
-    with terminal.naming_places(flags):
+    with terminal.naming_flags(flags, names_of_flags(command)):
         if name == "train":
             command = train_from(*defaults(flags))
         terminal.read(command, f"{program} {name}", flags, EXAMPLES[name])()

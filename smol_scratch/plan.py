@@ -225,7 +225,9 @@ def plan(
     """
     check_count(batch=batch, length=length, cards=cards)
     if length > config.block_size:
-        raise ValueError(f"length={length}: must be at most block_size={config.block_size}")
+        raise ValueError(
+            f"length={length}: must be at most {config.block_size}, the model's context"
+        )
     if not batch * length * cards <= tokens < 1e18:
         raise ValueError(f"tokens={tokens:g}: must be one step at least, and below 10^18")
     if not 0 < utilisation <= 1:

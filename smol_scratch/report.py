@@ -34,7 +34,9 @@ def print_report(
     else:
         count = accounting.parameters(config)
     if length > config.block_size:
-        raise ValueError(f"length={length}: must be at most block_size={config.block_size}")
+        raise ValueError(
+            f"length={length}: must be at most {config.block_size}, the model's context"
+        )
     print_configuration(config, title)
     print()
     print(accounting.parameter_table(count))

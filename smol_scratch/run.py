@@ -160,18 +160,9 @@ class MetricsFile:
             OSError: when it cannot be written.
         """
         self.path, self.moved = path, None
-        options = state.options
-        own = step_folder(options.save, state.step).resolve()
-        other = options.ckpt and options.ckpt.resolve() != own
-        if path.exists() and (state.step == 0 or (other and not options.metrics)):
-            mine = options.metrics is None or restarted()
-            if mine and state.step == 0 and self._is_ours(path):
+        if self.is_in_the_way(path, state.step, state.options):
+            if state.step == 0 and self._is_ours(path):
                 self.moved = self._move_aside(path)
-            elif self._has_rows(path):
-                raise ValueError(
-                    f"{path} is already there: remove it, or name another file with --metrics (or "
-                    "this one, to go on with it after a checkpoint)"
-                )
             else:
                 path.unlink()
         kept = [",".join(Metrics._fields) + "\n"]
@@ -181,6 +172,26 @@ class MetricsFile:
         kept.insert(0 if state.step == 0 else len(kept), f"# {describe_run(state)}\n")
         assets.write_atomically(path, "".join(kept).encode())
         self.file = path.open("a", encoding="utf-8", newline="")
+
+    @staticmethod
+    def is_in_the_way(path: Path, step: int, options: RunOptions) -> bool:
+        """Say whether a file must make room for the steps from ``step`` on; no row is lost by it.
+
+        Raises:
+            ValueError: when it holds rows of another run.
+            OSError: when it cannot be read.
+        """
+        own = step_folder(options.save, step).resolve()
+        other = options.ckpt and options.ckpt.resolve() != own
+        if not path.exists() or not (step == 0 or (other and not options.metrics)):
+            return False
+        mine = step == 0 and (options.metrics is None or restarted())
+        if not (mine and MetricsFile._is_ours(path)) and MetricsFile._has_rows(path):
+            raise ValueError(
+                f"{path} is already there: remove it, or name another file with --metrics (or "
+                "this one, to go on with it after a checkpoint)"
+            )
+        return True
 
     @staticmethod
     def _is_ours(path: Path) -> bool:
@@ -290,7 +301,9 @@ def _run(config: TrainingConfig, options: RunOptions) -> tuple[Path, int | None]
             f"{last} is of an earlier run with this --save: go on with --ckpt {last}, or remove "
             "it, or name another folder with --save"
         )
-    if first:
+    if first:  # before text and weights are read, which can take minutes
+        step = read_state(options.ckpt)["step"] if options.ckpt else 0
+        MetricsFile.is_in_the_way(metrics_path(options), step, options)
         remove_leftovers(options.save)
     tokenizer = tokenizer_of(config, options)
     tokens, held_out = load_data(config, tokenizer, options.eval_interval > 0)
@@ -319,7 +332,7 @@ def _consume(
     """
     config, options = state.config, state.options
     say = _say if first else _say_nothing
-    path = options.metrics or options.save.with_name(options.save.name + ".csv")
+    path = metrics_path(options)
     metrics = MetricsFile(path, state) if first else None
     size = 3 * sum(w.nbytes for w in state.model.parameters()) / 1e6
     notice = f"The step under way ends first, then a checkpoint of {size:,.0f} MB is saved; that "
@@ -415,6 +428,11 @@ def what_changed(folder: Path, state: TrainingState) -> Iterator[str]:
             f"the learning rate jumps: at step {step} it would have been {rates[0]:.3g} and is "
             f"{rates[1]:.3g}, since the schedule's flags are others"
         )
+
+
+def metrics_path(options: RunOptions) -> Path:
+    """Return where the rows of a run go."""
+    return options.metrics or options.save.with_name(options.save.name + ".csv")
 
 
 def step_folder(save: Path, step: int) -> Path:

@@ -110,9 +110,7 @@ def check_folder(folder: str | Path, overwrite: bool) -> Path:
     others = [name for name in names if not any(fnmatch(name, shared) for shared in _SHARED)]
     earlier = "config.json" in names and not others
     if names and not (earlier and overwrite):
-        remedy = (
-            "--overwrite (overwrite=True) replaces it" if earlier else "it is no earlier export"
-        )
+        remedy = "overwrite=True replaces it" if earlier else "it is no earlier export"
         held = f", and holds {others[0]}" if others else ""
         raise FileExistsError(f"{folder} is not empty{held}: {remedy}; or name another folder")
     return folder

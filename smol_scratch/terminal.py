@@ -79,14 +79,18 @@ PLACES = ("ckpt", "init", "text", "shards", "input", "output", "save", "metrics"
 
 
 @contextlib.contextmanager
-def naming_places(arguments: Sequence[str]) -> Iterator[None]:
-    """Say which flag named the file or folder that an error begins with.
+def naming_flags(arguments: Sequence[str], names: Collection[str]) -> Iterator[None]:
+    """Tell errors in the words of the command line.
+
+    A file or folder that an error begins with gets the flag in front that named it, and what has a
+    flag of the command is called by it.
 
     Args:
         arguments: the command line.
+        names: Python's, of all that the command has a flag for.
 
     Raises:
-        ValueError: in place of an error that begins with such a name, and for an empty one.
+        ValueError: in place of such an error, and for a file or folder with an empty name.
     """
     named = {}
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
@@ -105,18 +109,37 @@ def naming_places(arguments: Sequence[str]) -> Iterator[None]:
         for flag, value in named.items():
             for name in (value, str(Path(value)), str(Path(value).resolve())):
                 if re.match(rf"{re.escape(name)}(?=[\s:/\\,;]|$)", said):
-                    raise ValueError(f"{flag} {said}") from error
+                    raise ValueError(with_flags(f"{flag} {said}", names)) from error
+        if (told := with_flags(said, names)) != said:
+            raise ValueError(told) from error
         raise
 
 
-def with_flags(message: str) -> str:
-    """Return an error in one line, with flags for Python's names: --top-p 2, not top_p=2."""
+def with_flags(message: str, names: Collection[str] = ()) -> str:
+    """Return an error in one line, with flags for Python's names: --top-p 2, not top_p=2.
+
+    Args:
+        message: the error. What it begins with is always taken for a flag.
+        names: what else has a flag, wherever it stands.
+    """
     line = one_line(message)
-    found = re.match(r"([a-z][a-z0-9_]*)=('[^']*'|[^\s:,]+)(?=[:,])", line)
-    if found is None:
-        return line
-    value = found[2].removeprefix("'").removesuffix("'")
-    return f"--{found[1].replace('_', '-')} {value}{line[found.end() :]}"
+    if found := re.match(rf"{_NAME}={_VALUE}(?=[:,])", line):
+        line = _flag(found) + line[found.end() :]
+    if names:
+        line = re.sub(rf"(?<![\w.-])(?:{'|'.join(names)})={_VALUE}", _flag, line)
+    return line
+
+
+_NAME, _VALUE = "[a-z][a-z0-9_]*", r"(?:'[^']*'|[^\s:,;()]+)"
+
+
+def _flag(found: re.Match[str]) -> str:
+    """Return ``name=value`` as a flag; what is only on or off has no value."""
+    name, _, value = found.group().partition("=")
+    name = name.replace("_", "-")
+    if value in ("True", "False"):
+        return f"--{'no-' * (value == 'False')}{name}"
+    return f"--{name} {value.removeprefix(chr(39)).removesuffix(chr(39))}"
 
 
 def known(command: str, commands: Collection[str]) -> None:

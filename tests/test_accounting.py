@@ -460,7 +460,7 @@ def test_info_of_a_checkpoint(capsys, tmp_path):
         ("info --ckpt {tmp}/text.gguf", "is no whole GGUF file"),
         ("info --preset 135M --ckpt x", "name one of the two"),
         ("info --batch 0", "--batch 0: must be at least 1"),
-        ("info --length 8193", "--length 8193: must lie between 1 and block_size=8192"),
+        ("info --length 8193", "--length 8193: must lie between 1 and 8192, the model"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_one_line(capsys, tmp_path, arguments, message):

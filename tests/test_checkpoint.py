@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 
 from smol_scratch import assets, checkpoint, hardware
 from smol_scratch.checkpoint import (
+    FIXED,
     GENERATORS,
     OLDER,
     OPTIMIZER,
@@ -398,6 +399,7 @@ FILES = (
     "generation_config.json",
     "model.safetensors",
     OPTIMIZER,
+    FIXED,
     GENERATORS,
     STATE,
 )
@@ -550,24 +552,32 @@ def test_a_folder_that_is_no_checkpoint(good, tmp_path):
             load_checkpoint(model, TOKENS)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"preset": "360M"}, "preset='360M': the run in .* was begun with '135M'"),
-        ({"dropout": 0.3}, "dropout=0.3: .* begun with 0.1, which cannot change; leave it out"),
-        ({"seed": 1}, "seed=1: .* begun with 1337"),
-        ({"held_out": 0.5}, "held_out=0.5"),
-        ({"decay_matrices_only": True}, "decay_matrices_only=True: .* begun with False"),
-        ({"block_size": 32}, "block_size=32: .* begun with 16"),
-        ({"init_std": 0.03}, "init_std=0.03: .* begun with 0.02"),
-        ({"preset": "tiny"}, "preset='tiny': .* begun with '135M'"),
-        ({"init": "other", "block_size": 1024}, "init='other': .* begun with None"),
-    ],
-)
-def test_a_recipe_that_does_not_go_with_the_checkpoint(good, changes, reason):
+# For each field that a resumed run cannot change, another value, and what it cannot be without.
+OTHERWISE = {
+    "preset": {"preset": "360M"},
+    "init": {"init": "other", "block_size": 1024},
+    "block_size": {"block_size": 32},
+    "init_std": {"init_std": 0.03},
+    "dropout": {"dropout": 0.3},
+    "seed": {"seed": 1},
+    "held_out": {"held_out": 0.5},
+    "weights": {"weights": (2.0,), "shards": (Path("stored"),)},
+    "order": {"order": "stored", "shards": (Path("stored"),)},
+    "mask_documents": {"mask_documents": True, "shards": (Path("stored"),)},
+    "decay_matrices_only": {"decay_matrices_only": True},
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_a_run_was_begun_with_cannot_change(good, name):
+    assert set(FIXED) == set(OTHERWISE)
     before = read_state(good)["config"]
-    with pytest.raises(ValueError, match=reason):
-        load_checkpoint(good, TOKENS, config=type(before)(**{**vars(before), **changes}))
+    config = type(before)(**{**vars(before), **OTHERWISE[name]})
+    assert getattr(config, name) != getattr(before, name)
+    said = f"{name}={getattr(config, name)!r}: the run in {good} was begun with "
+    said += f"{getattr(before, name)!r}, which cannot change; leave it out"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        load_checkpoint(good, TOKENS, config=config)
 
 
 def test_settings_of_adamw_can_change_on_the_way(good):

@@ -80,9 +80,18 @@ SLIPS = [
     ("train --ckpt=", "--ckpt: is empty; name a file or folder, or leave it out"),
     ("generate hi --ckpt=", "--ckpt: is empty; name a file or folder, or leave it out"),
     ("info --ckpt nofile", "--ckpt nofile: no such file or folder"),
-    ("info --length 0", "--length 0: must lie between 1 and block_size=8192"),
+    ("info --length 0", "--length 0: must lie between 1 and 8192, the model's context"),
     ("train --stepz 5", "did you mean --steps?"),
     ("train --schedule linear", "--schedule"),
+    ("train --learning-rate 1e-5", "--learning-rate 1e-05: must not be below --min-learning-rate"),
+    ("train --sequence-length 2000", "2000: the model takes at most --block-size 1024; lower"),
+    ("train --decay-steps 5", "--decay-steps 5: only --schedule wsd has a decay"),
+    (
+        "train --schedule wsd --warmup-steps 9 --decay-steps 5 --steps 10",
+        "--warmup-steps 9, --decay-steps 5: together longer",
+    ),
+    ("train --init x --block-size 5", "--block-size 5: the weights of --init x have their own"),
+    ("train --mask-documents", "--mask-documents: is for shards only"),
     ("export", "nothing to write; name --folder, --gguf or --space"),
     ("export --push me/x", "--push me/x: uploads a model folder; name one with --folder"),
     ("demo --port 99999", "--port 99999: must lie between 1 and 65535"),
@@ -100,6 +109,7 @@ def test_a_slip_is_one_line_with_its_flag(capsys, arguments, said):
     assert printed.err.startswith("python -m smol_scratch: ")
     assert printed.err.count("\n") == 1
     assert said in printed.err
+    assert not re.search(r"\b[a-z_]+=", printed.err)  # flags, no names of Python's
 
 
 @pytest.mark.parametrize(
@@ -169,6 +179,12 @@ def test_an_existing_gguf_file_is_kept_unless_told(capsys, tmp_path, folders):
     assert file.read_text() == "mine"
     assert main(["export", "--ckpt", folders["plain"], "--gguf", str(file), "--overwrite"]) == 0
     assert file.read_bytes().startswith(b"GGUF")
+    folder = tmp_path / "out"
+    assert main(["export", "--ckpt", folders["plain"], "--folder", str(folder)]) == 0
+    with pytest.raises(SystemExit):
+        main(["export", "--ckpt", folders["plain"], "--folder", str(folder)])
+    said = capsys.readouterr().err
+    assert f"{folder} is not empty: --overwrite replaces it; or name another folder" in said
 
 
 @pytest.mark.parametrize(
@@ -521,10 +537,16 @@ def test_the_examples_of_the_overview_are_read():
         ("a.txt: no such file", "a.txt: no such file"),
         ("two\nlines", "two lines"),
         ("learning_rate=1.0, min=2: no", "--learning-rate 1.0, min=2: no"),
+        (
+            "a: shard=True, no_shard=1 (seed=5); seed='x y'",
+            "a: --shard, no_shard=1 (--seed 5); --seed x y",
+        ),
+        ("a: shard=False, a.seed=1, max-seed=2", "a: --no-shard, a.seed=1, max-seed=2"),
+        ("shard=True: no", "--shard: no"),
     ],
 )
 def test_python_names_become_flags(message, line):
-    assert with_flags(message) == line
+    assert with_flags(message, ["seed", "shard"]) == line
 
 
 def test_defaults_are_those_of_one_place():

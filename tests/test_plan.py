@@ -197,7 +197,7 @@ def test_the_memory_of_the_measured_step_is_met():
     [
         ({"cards": 0}, "cards=0: must be a whole number"),
         ({"batch": 1.5}, "batch=1.5: must be a whole number"),
-        ({"length": 9000}, "length=9000: must be at most block_size=8192"),
+        ({"length": 9000}, "length=9000: must be at most 8192, the model"),
         ({"utilisation": 0.0}, "utilisation=0.0: must be above 0"),
         ({"utilisation": float("nan")}, "utilisation=nan: must be above 0"),
         ({"tokens": 10}, "tokens=10: must be one step at least"),

@@ -331,7 +331,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     folder.mkdir()
     export_pretrained(one, folder)  # empty: taken
     before = content(folder)
-    with pytest.raises(FileExistsError, match=r"\(overwrite=True\) replaces it; or name another"):
+    with pytest.raises(FileExistsError, match=r": overwrite=True replaces it; or name another"):
         export_pretrained(other, folder)
     assert content(folder) == before
     export_pretrained(other, folder, overwrite=True)

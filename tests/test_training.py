@@ -834,6 +834,21 @@ def test_what_the_user_got_wrong_is_one_line(here, capsys):
     assert left == {"text.txt", "latin.txt", "short.txt", "there", "there.csv"}
 
 
+def test_a_csv_of_another_run_is_refused_before_text_and_weights_are_read(
+    here, capsys, monkeypatch
+):
+    assert command("--steps", "2", "--checkpoint-interval", "1") == 0
+    Path("taken.csv").write_text("step,loss\n0,1\n", "utf-8")
+    shutil.copy("taken.csv", "mine.csv")
+    monkeypatch.setattr(run, "load_data", None)  # it would fail
+    monkeypatch.setattr(run, "tokenizer_of", None)
+    for flags in (("--save", "mine"), ("--save", "other", "--metrics", "taken.csv"),
+                  ("--ckpt", "checkpoint_step_1", "--save", "mine")):  # fmt: skip
+        assert ".csv is already there: remove it, or name another" in refused(capsys, *flags)
+    assert not Path("mine").exists()
+    assert numbers(here / "mine.csv") == [{"step": "0", "loss": "1"}]
+
+
 def test_a_run_its_files_and_what_follows_it(here, capsys):
     """Train, go on, and meet the errors that need a checkpoint."""
     assert command("--steps", "6", "--checkpoint-interval", "2", "--keep", "1") == 0
