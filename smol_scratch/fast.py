@@ -203,14 +203,18 @@ class FastSmolLM2(SmolLM2):
         return logits, F.cross_entropy(of_token.float(), y)
 
 
-def accelerate(model: SmolLM2) -> list[str]:
+def accelerate(model: SmolLM2, device: torch.device | None = None) -> list[str]:
     """Put the quicker forms into a model whose weights lie on a CPU, and say which were put in.
 
     Parameters, their names and what is saved stay as they are. On another device nothing is done:
     the plain forms are the fast ones there. Memory is a matter of the process, not of the model:
     see ``keep_freed_memory``.
+
+    Args:
+        model: changed in place.
+        device: where its weights will lie, when they are nowhere yet.
     """
-    if next(model.parameters()).device.type != "cpu":
+    if (device or next(model.parameters()).device).type != "cpu":
         return []
     for module in model.modules():
         if isinstance(module, GroupedQueryAttention):

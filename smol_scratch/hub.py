@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smol_scratch import assets
+from smol_scratch import assets, sharded
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.gguf_file import StoredTensor, read_gguf
 from smol_scratch.llama_config import config_from_gguf, config_from_hf, config_to_hf
@@ -154,6 +154,17 @@ def _blocks_of(stored: StoredTensor, rows: Callable[[Tensor], Tensor]) -> Quanti
     return QuantizedMatrix(Blocks(groups[..., 4:], halves[..., 0], halves[..., 1]))
 
 
+def load_empty(folder: Path) -> SmolLM2:
+    """Return the model of a folder on PyTorch's meta device: no weights are read, none held.
+
+    Raises:
+        OSError, ValueError: as ``load_pretrained`` does.
+    """
+    model = _skeleton(folder, _folder_config(folder), {})
+    model.chat_template = read_chat_templates(folder).get("default")  # type: ignore[assignment]
+    return model.eval()
+
+
 def load_config(source: str | Path | None = None) -> SmolLM2Config:
     """Return the configuration of weights without reading them.
 
@@ -173,11 +184,6 @@ _MOST_TABLES = 1 << 30
 
 def _assemble(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) -> SmolLM2:
     """Return the model around these very tensors."""
-    if (size := 4 * config.block_size * config.head_dim) > _MOST_TABLES:
-        raise ValueError(
-            f"{path}: block_size={config.block_size}: RoPE's tables would take {size / 1e9:,.0f} "
-            "GB; is it the context that the model was trained with?"
-        )
     model = _skeleton(path, config, weights)
     weights = _fitted(path, config, weights, model)
     rope = RotaryPositionalEmbedding(config.head_dim, config.block_size, config.rope_theta)
@@ -190,6 +196,11 @@ def _assemble(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) 
 
 def _skeleton(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) -> SmolLM2:
     """Return the model without memory: none for initial weights that are replaced at once."""
+    if (size := 4 * config.block_size * config.head_dim) > _MOST_TABLES:
+        raise ValueError(
+            f"{path}: block_size={config.block_size}: RoPE's tables would take {size / 1e9:,.0f} "
+            "GB; is it the context that the model was trained with?"
+        )
     if config.n_layer > max(len(weights), 1000):  # a model of so many would take long to lay out
         raise assets.CorruptAssetError(
             f"{path}: n_layer={config.n_layer}, and there are only {len(weights)} tensors"
@@ -292,6 +303,9 @@ def _folder_config(folder: Path) -> SmolLM2Config:
 def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
     config = _folder_config(folder)
     weights: dict[str, Tensor] = {}
+    if (parts := folder / sharded.FOLDER).is_dir():  # a sharded run's checkpoint
+        names = [n for n in sharded.shapes(parts) if not n.startswith(sharded.OPTIMIZER)]
+        return config, sharded.read_whole(parts, names), read_chat_templates(folder).get("default")
     for path in _weight_files(folder):
         for name, tensor in _read_safetensors(path).items():
             if name in weights:
@@ -623,6 +637,18 @@ def write_model_files(
         folder,
         max_shard_size=max_shard_size,
     )
+    describe_model(config, folder, tokenizer=tokenizer, chat_template=chat_template, dtype=dtype)
+
+
+def describe_model(
+    config: SmolLM2Config,
+    folder: Path,
+    *,
+    tokenizer: SmolLM2Tokenizer | None = None,
+    chat_template: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write all of a model's files but its weights; the arguments are ``write_model_files``'s."""
     names, ends, templates = spoken_with(tokenizer, chat_template)
     # Not the newer "dtype": every version of transformers understands this name.
     stored = {"torch_dtype": str(dtype).removeprefix("torch.")}

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from smol_scratch import assets
-from smol_scratch.checkpoint import is_whole, load_checkpoint, read_state, save_checkpoint
+from smol_scratch.checkpoint import Saving, is_whole, load_checkpoint, read_state
 from smol_scratch.corpus import load_text, unseen_plays
 from smol_scratch.data import Tokens, split
 from smol_scratch.hardware import choose_device, find_hardware
@@ -351,7 +351,19 @@ def _consume(
             dynamic_ncols=True,
             disable=None if first else True,
         ) as bar,
+        Saving(state) as saving,
     ):
+
+        def finish() -> None:
+            """Wait for the step checkpoint under way, if any; then older ones may go."""
+            nonlocal saved
+            if folder := saving.wait():
+                saved = folder
+                say(f"saved {saved}")
+                if options.keep is not None and first:
+                    number = int(folder.name.rpartition("_")[2])
+                    remove_old(options.save, options.keep, number, named)
+
         try:
             for row in train(state):
                 bar.update()
@@ -361,29 +373,36 @@ def _consume(
                 looked = row.held_out_loss is not None
                 if looked or row.step % options.log_interval == 0 or row.step == begun:
                     say(log_line(row))
-                stop = _any_process(interruption.signal is not None, state)
+                stop, failed = _any_process(
+                    (interruption.signal is not None, saving.failed()), state
+                )
+                if failed or saving.done():
+                    finish()
                 if stop and state.step < config.steps:
+                    finish()
                     folder = step_folder(options.save, state.step)
-                    save_checkpoint(state, folder, tokenizer, replace=True)
-                    saved = folder
+                    saving.begin(folder, tokenizer, replace=True)
+                    saved = saving.wait()
                     say(f"interrupted; saved {saved}. To go on:\n  {to_go_on(state, folder)}")
-                    return saved, interruption.signal or signal.SIGTERM
+                    return folder, interruption.signal or signal.SIGTERM
                 interval = options.checkpoint_interval
                 if interval and state.step % interval == 0 and state.step < config.steps:
-                    folder = step_folder(options.save, state.step)
-                    save_checkpoint(state, folder, tokenizer, replace=True)
-                    saved = folder
-                    say(f"saved {saved}")
-                    if options.keep is not None and first:
-                        remove_old(options.save, options.keep, state.step, named)
+                    finish()
+                    saving.begin(step_folder(options.save, state.step), tokenizer, replace=True)
+                    if not state.sharded:
+                        finish()
             held_out = state.held_out_loss()
             if held_out is not None:
                 say(f"step {state.step} | held-out loss {held_out:.4f} | the end")
                 if metrics:
                     metrics.write_end(state.step, held_out)
-            save_checkpoint(state, options.save, tokenizer)
+            finish()
+            saving.begin(options.save, tokenizer)
+            saving.wait()
             say(f"saved {options.save}. To hear it:\n  {to_hear(options.save)}")
         except (DivergedError, OSError) as error:
+            with contextlib.suppress(OSError):
+                finish()
             at = f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet"
             raise type(error)(f"{error}; {at}") from error
     return options.save, None
@@ -493,13 +512,13 @@ def remove_old(save: Path, keep: int, step: int, named: Path | None = None) -> N
         shutil.rmtree(gone)
 
 
-def _any_process(mine: bool, state: TrainingState) -> bool:
-    """Say whether any process was interrupted: they must stop after the same step."""
+def _any_process(mine: tuple[bool, ...], state: TrainingState) -> list[bool]:
+    """Say of each event whether any process has met it: all must go another way after one step."""
     if state.world_size == 1:
-        return mine
-    flag = torch.tensor(float(mine), device=state.device)
-    dist.all_reduce(flag)
-    return flag.item() > 0
+        return list(mine)
+    flags = torch.tensor(mine, dtype=torch.float32, device=state.device)
+    dist.all_reduce(flags)
+    return (flags > 0).tolist()
 
 
 @contextlib.contextmanager

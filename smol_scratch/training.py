@@ -28,7 +28,7 @@ from smol_scratch.data import DataLoaderLite, Tokens
 from smol_scratch.evaluation import evenly_spaced, mean_loss
 from smol_scratch.hardware import Precision, choose_device, choose_precision, find_hardware
 from smol_scratch.hub import load_pretrained
-from smol_scratch.model import SmolLM2
+from smol_scratch.model import RotaryPositionalEmbedding, SmolLM2
 from smol_scratch.packing import Mixture, PackedLoader, attending_within
 from smol_scratch.recipe import RunOptions as RunOptions
 from smol_scratch.recipe import TrainingConfig
@@ -92,7 +92,9 @@ class TrainingState:
             tokens: to train on.
             held_out: to look at, or None.
             options: what is asked of this sitting.
-            model: weights to start from, in place of ``config.init`` or random ones.
+            model: weights to start from, in place of ``config.init`` or random ones. To be split
+                over the processes, it may be on PyTorch's meta device: then each process has room
+                for its part, to be filled, and never for the whole.
 
         Raises:
             ValueError: for a text shorter than a batch, or hardware that is not there.
@@ -127,17 +129,18 @@ class TrainingState:
             raise ValueError(
                 f"sequence_length={config.sequence_length}: these weights take at most {longest}"
             )
-        model.to(device)
+        if not next(model.parameters()).is_meta:
+            model.to(device)
         if world_size > 1:
             torch.manual_seed(config.seed + rank)  # each process drops other weights
         if options.fast:
             fast.keep_freed_memory()
-            fast.accelerate(model)
+            fast.accelerate(model, device)
         if options.checkpoint_activations:
             keep_inputs_only(model)
         if options.compile:
             fast.compile_blocks(model)
-        forward = distribute(model, options.shard) if world_size > 1 else model
+        forward = distribute(model, options.shard, device) if world_size > 1 else model
         precision = choose_precision(find_hardware(device), config.precision)
         return cls(
             config=config,
@@ -153,6 +156,11 @@ class TrainingState:
             world_size=world_size,
             forward=forward,
         )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights and optimizer are split over several processes."""
+        return self.options.shard and self.world_size > 1
 
     @property
     def device(self) -> torch.device:
@@ -212,22 +220,29 @@ def keep_inputs_only(model: SmolLM2) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def distribute(model: SmolLM2, shard: bool) -> nn.Module:
+def distribute(model: SmolLM2, shard: bool, device: torch.device) -> nn.Module:
     """Wrap a model for several processes.
 
     Each holds all of it and gradients are averaged (DDP), or each holds a part and blocks are
-    gathered when they are needed (FSDP2).
+    gathered when they are needed (FSDP2). What is on the meta device gets room on ``device``.
     """
     model = unwrapped(model)
     if not shard:
-        device = next(model.parameters()).device
         ids = [device] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
     from torch.distributed.fsdp import fully_shard
 
     for block in model.model.layers:  # type: ignore[union-attr]
         fully_shard(block)
+    empty = next(model.parameters()).is_meta
     fully_shard(model)
+    if empty:
+        model.to_empty(device=device)
+        config = model.config
+        rope = RotaryPositionalEmbedding(config.head_dim, config.block_size, config.rope_theta)
+        rope.to(device)
+        for block in model.model.layers:  # type: ignore[union-attr]
+            block.self_attn.rope = rope
     return model
 
 
