@@ -398,7 +398,8 @@ def test_a_killed_worker_comes_back_and_the_run_goes_on_bit_for_bit(tmp_path, ca
         for folder in (calm, tmp_path)
     ]
     assert tables[0] == tables[1]
-    assert len(parts := list((calm / "run" / "sharded").iterdir())) == 4
+    parts = list((calm / "run" / "sharded").iterdir())
+    assert len(parts) == 4
     for part in parts:
         assert part.read_bytes() == (tmp_path / "run" / "sharded" / part.name).read_bytes()
 
