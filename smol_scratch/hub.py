@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smol_scratch import assets, sharded
+from smol_scratch import assets
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.gguf_file import StoredTensor, read_gguf
 from smol_scratch.llama_config import config_from_gguf, config_from_hf, config_to_hf
@@ -303,7 +303,9 @@ def _folder_config(folder: Path) -> SmolLM2Config:
 def _read_folder(folder: Path) -> tuple[SmolLM2Config, dict[str, Tensor], str | None]:
     config = _folder_config(folder)
     weights: dict[str, Tensor] = {}
-    if (parts := folder / sharded.FOLDER).is_dir():  # a sharded run's checkpoint
+    if (parts := folder / "sharded").is_dir():  # a sharded run's checkpoint
+        from smol_scratch import sharded  # brings torch.distributed, which takes seconds to import
+
         names = [n for n in sharded.shapes(parts) if not n.startswith(sharded.OPTIMIZER)]
         return config, sharded.read_whole(parts, names), read_chat_templates(folder).get("default")
     for path in _weight_files(folder):
