@@ -1027,7 +1027,7 @@ def test_a_run_that_goes_on_shows_its_first_step_whatever_the_interval(here, cap
 def test_an_interruption_after_the_last_step_ends_the_run_as_it_would_have_ended(
     here, capsys, monkeypatch
 ):
-    monkeypatch.setattr(run, "_any_process", lambda mine, state: state.step == 2)
+    monkeypatch.setattr(run, "_any_process", lambda mine, state: [state.step == 2, False])
     assert command("--steps", "2", "--save", "whole") == 0
     assert "interrupted" not in capsys.readouterr().out
     assert {path.name for path in here.iterdir()} == {"text.txt", "whole", "whole.csv"}
@@ -1360,7 +1360,7 @@ def test_a_start_that_left_no_checkpoint_does_not_stand_in_the_way(here, capsys)
 
 
 def test_the_hint_to_go_on_is_a_whole_command_that_works(here, capsys, monkeypatch):
-    monkeypatch.setattr(run, "_any_process", lambda mine, state: state.step == 2)
+    monkeypatch.setattr(run, "_any_process", lambda mine, state: [state.step == 2, False])
     with pytest.raises(SystemExit):
         main([*SMALL, "--text", "text.txt", "--steps", "4", "--save", "a b", "--metrics", "m.csv"])
     monkeypatch.undo()
