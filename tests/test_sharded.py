@@ -7,7 +7,6 @@ that some parts are smaller than others, and some are empty.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import json
@@ -278,19 +277,13 @@ def test_nothing_is_pickled_and_no_pickle_is_read(folder, tmp_path):
 
 def test_export_gives_the_bytes_that_a_plain_checkpoint_gives(folder, tmp_path):
     save_checkpoint(resume(folder / KEPT), tmp_path / "plain")
-    model = hub.load_pretrained(folder / KEPT, quiet=True)
     for name, source in {"a": folder / KEPT, "b": tmp_path / "plain"}.items():
-        words = ["export", "--ckpt", str(source), "--folder", str(tmp_path / name)]
-        assert main(words) == 0
-    files = [path.name for path in (tmp_path / "a").iterdir()]
-    assert "model.safetensors" in files
-    for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    with contextlib.suppress(FileExistsError):
-        export_pretrained(model, tmp_path / "c")
-    again = hub.load_pretrained(tmp_path / "c", quiet=True)
-    for a, b in zip(model.parameters(), again.parameters(), strict=True):
-        assert torch.equal(a, b)
+        export_pretrained(hub.load_pretrained(source, quiet=True), tmp_path / name / "model")
+    files = [path.name for path in (tmp_path / "a" / "model").iterdir()]
+    assert {"model.safetensors", "config.json"} <= set(files)
+    for name in set(files) - {"README.md"}:  # the card counts the tokens of all processes
+        a, b = ((tmp_path / place / "model" / name).read_bytes() for place in "ab")
+        assert a == b
 
 
 # Memory
