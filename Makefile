@@ -37,7 +37,7 @@ check: lint
 	$(PY) -m tests quick
 
 slow: $(READY)
-	$(PY) -m pytest -q -m slow tests
+	$(PY) -m tests tests -m slow
 
 portable: $(READY)
 	$(PY) -m smol_scratch.course.notebook portable $(if $(MACHINE),--machine $(MACHINE))

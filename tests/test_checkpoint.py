@@ -371,6 +371,7 @@ def look(folder: Path) -> int:
     return state.step
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_100_times_while_saving_there_is_always_a_checkpoint_and_never_a_wrong_one(tmp_path):
     found = json.loads(fresh_process(f"kill_while_saving(Path({str(tmp_path)!r}), 100)"))

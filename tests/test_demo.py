@@ -459,7 +459,7 @@ def visit(browser: Any, address: str) -> Iterator[Opener]:
     def visit(**options: Any) -> Any:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address)
@@ -573,12 +573,13 @@ def test_stop_ends_it_early_and_the_next_one_runs(visit, slow):
 
 def test_a_second_press_is_refused_aloud_and_disturbs_nothing(visit, slow, model, tokenizer):
     page = visit()
-    start(page, "ROMEO:", tokens=60, temperature=0)
+    start(page, "ROMEO:", tokens=200, temperature=0)
     page.wait_for_function("window.seen.length && window.seen.at(-1)[1] > 30")
     page.get_by_role("button", name="Generate").click()
     page.get_by_text(demo.BUSY).wait_for()
+    slow.seconds = 0  # nothing more to look on at
     ids = tokenizer.encode("ROMEO:")
-    assert finish(page) == "ROMEO:" + continuation(model, tokenizer, ids, 60, 0, temperature=0)
+    assert finish(page) == "ROMEO:" + continuation(model, tokenizer, ids, 200, 0, temperature=0)
 
 
 def test_a_third_visitor_waits_is_told_so_and_can_give_up(visit, slow):

@@ -268,6 +268,7 @@ def workers(process: subprocess.Popen) -> list[int]:
     return [number for number, line in lines.items() if b"smol_scratch" in line]
 
 
+@pytest.mark.slow
 def test_an_interruption_of_one_or_of_all_stops_both_with_a_checkpoint(
     tmp_path, monkeypatch, tokenizer
 ):

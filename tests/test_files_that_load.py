@@ -177,6 +177,7 @@ def model() -> SmolLM2:
 ROUNDED = {"GGUF f16": 2**-8, "GGUF q8_0": 2**-4, "bfloat16": 2**-5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @torch.no_grad()
 def test_it_loads_is_the_same_model_and_speaks(name, model, tokenizer, tmp_path):

@@ -431,6 +431,7 @@ def test_a_pipe_that_closes_ends_it_quietly():
     assert done.returncode in (0, 141)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
 def test_a_console_that_is_not_utf_8_stops_nothing(folders, encoding):
     env = {"PYTHONIOENCODING": encoding}
@@ -440,6 +441,7 @@ def test_a_console_that_is_not_utf_8_stops_nothing(folders, encoding):
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
 
+@pytest.mark.slow
 def test_standard_input_is_utf_8_whatever_the_locale_or_says_what_it_is(folders):
     c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
     how = ["--ckpt", folders["plain"], "--tokens", "1", "--temperature", "0"]

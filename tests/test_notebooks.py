@@ -629,6 +629,7 @@ def test_address_rewrites_badges_and_set_up_cells(tmp_path):
 # --- Colab ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="an environment is laid out otherwise there")
 def test_colab_installs_the_package_and_leaves_torch_alone(tmp_path):
     """Run the set-up cell as Colab would, with a local git address in place of GitHub's."""

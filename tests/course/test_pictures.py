@@ -161,6 +161,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "change"), PLANTED, ids=lambda f: f.__name__)
 def test_a_change_that_a_reader_would_notice_is_caught(draw, change):
     use_style()
