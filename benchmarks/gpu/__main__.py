@@ -4,8 +4,9 @@ Stages, one after the other, each in a process of its own, so that an error of t
 full memory or a compiler that hangs ends one stage and not the run. Each writes its JSON file into
 the output folder as soon as it has something to say. Nothing is fetched from anywhere.
 
-Without a card, ``--device cpu --preset tiny`` runs the same stages in some minutes: that is how
-this command is tested. ``python -m benchmarks.gpu.records`` turns the files into records.
+Without a card, ``--device cpu --preset tiny`` runs the same stages with less in each, in some
+minutes: that is how this command is tested. ``python -m benchmarks.gpu.records`` turns the files
+into records.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=assets.ROOT / "build" / "gpu")
     parser.add_argument("--stages", nargs="+", choices=names, default=names)
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything")
-    parser.add_argument("--steps", type=int, default=5050, help="of the long run, at most")
+    parser.add_argument("--steps", type=int, help="of the long run, at most: 5050, or 60 on a cpu")
     parser.add_argument("--data", type=Path, help="folder that --pack has made elsewhere")
     parser.add_argument("--pack", type=Path, help="only make the folder for --data")
     parser.add_argument("--child", choices=names, help=argparse.SUPPRESS)
@@ -243,6 +244,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.budget > 0:
         parser.error(f"--budget {options.budget}: must be above 0")
+    if options.steps is None:
+        options.steps = 5050 if options.device == "cuda" else 60
     if options.steps < 2:
         parser.error(f"--steps {options.steps}: must be at least 2, one before and one after")
     if options.data and not options.data.is_dir():

@@ -14,6 +14,7 @@ import functools
 import gc
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from statistics import median
 from typing import Any
 
@@ -40,6 +41,10 @@ from smol_scratch.hardware import choose_precision, device_peak, find_hardware
 # Sequences and tokens of a step. Without a card it is only tried, so a few will do.
 SHAPES = {"cuda": (4, 256), "cpu": (1, 32)}
 PROMPT = 32
+TURNS = {"cuda": 8, "cpu": 2}  # at most
+# Without a card what is compiled is captured and differentiated as on one, but PyTorch's operators
+# run its graphs: to make code of them takes a processor a minute each. `paths` does that once.
+TRIED_WITH = "aot_eager"
 
 OURS = Variant("ours", fused=True)
 THEIRS = Variant("transformers", theirs=True)
@@ -66,12 +71,15 @@ def speed(stage: Stage) -> None:
         stage.part("step, limit", lambda: limit(config, dtype, stage.device, moved["copy"]), 3)
     until = stage.until
     stage.until -= 0.35 * stage.left()  # what decoding gets
-    try:
-        train(stage, config, dtype)
-    finally:
-        stage.until = until
     read = moved["read"] if moved else float("nan")
-    decode(stage, config, dtype, read)
+    if not card:
+        stage.keep(compiler=TRIED_WITH)
+    with nullcontext() if card else torch.compiler.set_stance(force_backend=TRIED_WITH):
+        try:
+            train(stage, config, dtype)
+        finally:
+            stage.until = until
+        decode(stage, config, dtype, read)
 
 
 # Training.
@@ -168,7 +176,7 @@ def train(stage: Stage, config: SmolLM2Config, dtype: torch.dtype) -> None:
     # As many steps in a turn as take a quarter of a second, as many turns as there is time for.
     count = {name: max(1, min(20, round(0.25 / seconds))) for name, seconds in trial.items()}
     turn = sum(trial[name] * count[name] for name in steps)
-    turns = max(1, min(8, int(stage.left() / 2 / turn)))
+    turns = max(1, min(TURNS[stage.device.type], int(stage.left() / 2 / turn)))
     found: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(turns):
         order = list(steps) if i % 2 == 0 else list(reversed(steps))
