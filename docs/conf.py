@@ -19,6 +19,7 @@ myst_heading_anchors = 3
 mathjax_path = "mathjax/tex-chtml.js"  # book.py copies it
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and units, which say more
+napoleon_use_ivar = True  # the attributes of a class as one list
 autodoc_inherit_docstrings = False  # torch's words about forward help nobody here
 toc_object_entries = False  # each name has its own heading
 html_theme = "sphinx_book_theme"
