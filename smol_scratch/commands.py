@@ -154,8 +154,6 @@ def generate(
     asked = terminal.prompt(text, prompt)
     how = Sampling(tokens, temperature, top_k, top_p, min_p, repetition_penalty)
     check_seed(seed)
-    if compile and quantize:
-        raise ValueError(f"--quantize {quantize} --compile: not both; leave one out")
     if compile:
         require_compiler()
     from smol_scratch.speaker import Speaker

@@ -19,47 +19,57 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from smol_scratch.cache import KVCache
 from smol_scratch.generation import next_logits
 from smol_scratch.model import Block, SmolLM2, rotate
-from smol_scratch.quantize import check_plain
+from smol_scratch.quantize import QuantizedMatrix, Stored, multiply_stored
 from smol_scratch.wrappers import unwrapped
+
+Matrix = Tensor | Stored
 
 
 class _Weights(NamedTuple):
     """The matrices and norm weights of one block."""
 
     norm_1: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    o: Matrix
     norm_2: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
+    gate: Matrix
+    up: Matrix
+    down: Matrix
 
 
 def _weights(block: Block) -> _Weights:
     attention, mlp = block.self_attn, block.mlp
     return _Weights(
         block.input_layernorm.weight,
-        attention.q_proj.weight,
-        attention.k_proj.weight,
-        attention.v_proj.weight,
-        attention.o_proj.weight,
+        _matrix(attention.q_proj),
+        _matrix(attention.k_proj),
+        _matrix(attention.v_proj),
+        _matrix(attention.o_proj),
         block.post_attention_layernorm.weight,
-        mlp.gate_proj.weight,
-        mlp.up_proj.weight,
-        mlp.down_proj.weight,
+        _matrix(mlp.gate_proj),
+        _matrix(mlp.up_proj),
+        _matrix(mlp.down_proj),
     )
 
 
-def _multiply(weight: Tensor, x: Tensor) -> Tensor:
+def _matrix(module: nn.Module) -> Matrix:
+    weight = module.weight
+    return weight.stored if isinstance(weight, QuantizedMatrix) else weight  # type: ignore[return-value]
+
+
+def _multiply(weight: Matrix, x: Tensor) -> Tensor:
     """Multiply a matrix, (rows, columns), with a vector, (columns,), summed in float32."""
+    if isinstance(weight, Stored):
+        return multiply_stored(weight, x).type_as(x)  # (rows,)
     return (weight.float() * x.float()).sum(-1).type_as(x)  # (rows,)
 
 
@@ -119,7 +129,7 @@ def _blocks(
     return x
 
 
-def _head(x: Tensor, norm: Tensor, head: Tensor, eps: float) -> Tensor:
+def _head(x: Tensor, norm: Tensor, head: Matrix, eps: float) -> Tensor:
     return _multiply(head, _norm(x, norm, eps))  # (V,)
 
 
@@ -140,7 +150,6 @@ class CompiledDecoder:
 
     def __init__(self, model: SmolLM2) -> None:
         self.model = model = unwrapped(model)
-        check_plain(model)
         weights = [_weights(block) for block in model.model.layers]
         self._groups = [weights[i : i + AT_ONCE] for i in range(0, len(weights), AT_ONCE)]
         self._blocks = torch.compile(_blocks, fullgraph=True, dynamic=False)
@@ -171,4 +180,4 @@ class CompiledDecoder:
         for layer in cache.layers:
             layer.length = now + 1
         head = model.embed_tokens if self.model.config.tie_embeddings else self.model.lm_head
-        return self._head(x, model.norm.weight, head.weight, eps)[None]  # (1, V)
+        return self._head(x, model.norm.weight, _matrix(head), eps)[None]  # (1, V)
