@@ -74,7 +74,7 @@ def speed(ckpt: str | None, tokens: int, rounds: int) -> None:
     """Print tokens a second, and the median over rounds of the ratio to bfloat16."""
     writers: dict[str, Callable[[], object]] = {}
     prompt = load_tokenizer().encode(load_text()[:1000])[:32]
-    for name in ("float32", "bfloat16", "int8"):  # 4 bits are not compiled yet
+    for name in VARIANTS:
         model = variant(name, ckpt)
         decoder = CompiledDecoder(model)
         writers[name] = lambda model=model, decoder=decoder: generate(

@@ -150,10 +150,6 @@ class CompiledDecoder:
 
     def __init__(self, model: SmolLM2) -> None:
         self.model = model = unwrapped(model)
-        if "int4" in {m.form for m in model.modules() if isinstance(m, QuantizedMatrix)}:
-            raise ValueError(
-                "int4: only 8 bits are compiled yet; take int8, or leave --compile out"
-            )
         weights = [_weights(block) for block in model.model.layers]
         self._groups = [weights[i : i + AT_ONCE] for i in range(0, len(weights), AT_ONCE)]
         self._blocks = torch.compile(_blocks, fullgraph=True, dynamic=False)

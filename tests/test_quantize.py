@@ -416,8 +416,9 @@ def test_the_product_that_is_compiled_is_the_plain_one(form, rows):
     assert bool(((ours - exact).abs() <= 96 * 2**-24 * 16 * (size + 1e-30)).all())
 
 
-def test_compiled_decoding_gives_the_scores_of_the_dequantised_weights():
-    made = quantize(make(), "int8")
+@pytest.mark.parametrize("form", FORMS)
+def test_compiled_decoding_gives_the_scores_of_the_dequantised_weights(form):
+    made = quantize(make(), form)
     plain, decoder = dequantize(made), CompiledDecoder(made)
     ids = torch.randint(211, (1, 40))
     with torch.inference_mode():
@@ -428,11 +429,6 @@ def test_compiled_decoding_gives_the_scores_of_the_dequantised_weights():
     for prompt in PROMPTS:
         text = generate(plain, prompt, 40, temperature=0)[0]
         assert torch.equal(generate(made, prompt, 40, temperature=0, decoder=decoder)[0], text)
-
-
-def test_four_bits_are_not_compiled_yet_and_that_is_said(model):
-    with pytest.raises(ValueError, match="int4: only 8 bits are compiled yet"):
-        CompiledDecoder(quantize(model, "int4"))
 
 
 # The command line
