@@ -1,4 +1,4 @@
-"""Checkers for notebook 16: three cases to solve, and a check to write."""
+"""Checkers for notebook 16: two cases to solve, a fault to plant, and a check to write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from smol_scratch import clinic
+from smol_scratch.clinic.instruments import INSTRUMENTS
+from smol_scratch.clinic.page import measured
 from smol_scratch.course.exercises import Hint, exercise
+from smol_scratch.course.measure import clinic as measure
 from smol_scratch.data import DataLoaderLite
 
 
@@ -34,16 +37,55 @@ def check_nothing_happens(answer: tuple[str, int | str, str]) -> str:
     return _solved("nothing-happens", answer)
 
 
-@exercise
-def check_selective_memory(answer: tuple[str, int | str, str]) -> str:
-    """Expect file, line and cause of the case with a cache that was cut."""
-    return _solved("selective-memory", answer)
+POINTS = 2  # that are enough to tell four suspects apart, each instrument splitting what is left
 
 
 @exercise
-def check_no_way_back(answer: tuple[str, int | str, str]) -> str:
-    """Expect file, line and cause of the case with equal weights and other scores."""
-    return _solved("no-way-back", answer)
+def check_second_report(answer: tuple[dict[str, str], str, int | str, str]) -> str:
+    """Expect the marks of two points that leave one suspect, then file, line and cause."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != 4 or not isinstance(answer[0], dict):
+        raise Hint("an answer is (asked, file, line, cause); asked maps instruments to ✓ or ✗")
+    asked, *place = answer
+    key, found = clinic.case(27).key, measured()
+    left = measure.narrowed(key, found)
+    for tool, mark in asked.items():
+        if tool not in found.cost:
+            raise Hint(f"{tool}: no such instrument")
+        if mark not in ("✓", "✗"):
+            raise Hint(f"{tool}: its mark is ✓ or ✗, not {mark!r}")
+        if (mark == "✗") != (tool in found.seen[key]):
+            raise Hint(f"`{tool}` does not say {mark} of this copy: ask it with table.use")
+        if not measure.value(found, tool, left):
+            raise Hint(
+                f"`{tool}` would say the same of each suspect left when you ask it: 0 bits. "
+                "measure.split shows who splits them"
+            )
+        left = measure.agreeing(found, left, {tool: mark})
+    if len(left) > 1:
+        raise Hint(f"{len(left)} suspects agree with these marks: go on asking")
+    if (spent := sum(found.cost[tool] for tool in asked)) > POINTS:
+        raise Hint(f"these marks cost {spent} points; {POINTS} are enough, if each halves")
+    return _solved(key, tuple(place))
+
+
+@exercise
+def check_planted(answer: tuple[str, str, str]) -> str:
+    """Expect a change of a healthy copy that batch sees and causality does not."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != 3:
+        raise Hint("an answer is (file, old, new): a piece of text, and what takes its place")
+    table = measure.Table("healthy")
+    try:
+        table.change(*answer)
+    except (ValueError, FileNotFoundError) as error:
+        raise Hint(str(error)) from None
+    found = INSTRUMENTS["batch"](table.patient)
+    if "stopped with" in found.lines[-1]:
+        raise Hint(f"your copy cannot be asked, it {found.lines[-1][2:]}")
+    if found.fine:
+        raise Hint("`batch` still says ✓: with your change, each sequence is read by itself")
+    if not INSTRUMENTS["causality"](table.patient).fine:
+        raise Hint("`causality` sees it, too: your change mixes tokens of one sequence")
+    return "`batch` can fail, and what it sees, `causality` does not"
 
 
 class _Copies(DataLoaderLite):

@@ -29,12 +29,12 @@ def drawers() -> Figure:
         (12.2, "evaluation", "query", "Does the number\nor the text say\nwhat the model\nsays?"),
     ):  # fmt: skip
         box(ax, left, 2.5, 3.6, name, colour, height=0.7)
-        arrow(ax, (8, 4.3), (left + 1.8, 3.25))
-        ax.text(left + 1.8, 2.3, question, ha="center", va="top", fontsize=10)
+        ax.plot([8, left + 1.8], [4.3, 3.2], color=COLOURS["other"], lw=1.2, zorder=0)
+        ax.text(left + 1.8, 2.3, question, ha="center", va="top", fontsize=10.5)
         if left > 1:
             arrow(ax, (left - 0.45, 2.85), (left + 0.05, 2.85))
-    ax.text(8, 0.05, "→ inherits: a symptom on the right may have its cause on the left",
-            ha="center", va="bottom", fontsize=10)  # fmt: skip
+    ax.text(8, 0.05, "→ inherits the faults: a symptom on the right may have its cause on the left",
+            ha="center", va="bottom", fontsize=10.5)  # fmt: skip
     return describe(figure, """Four drawers below the words 'something is wrong': data (are inputs
         and targets what the model should be given?), model (are the scores right, for these
         weights and these tokens?), optimisation (does a step do what the formula says, to every
@@ -54,7 +54,9 @@ def who_sees_what(
         cost: of each instrument, the cheap ones first.
     """
     names = list(cost)
-    figure, ax = new_figure(figsize=(7.6, 6.8))
+    figure, ax = new_figure(figsize=(7.6, 7.0))
+    for row in range(0, len(drawer), 2):  # for the eye to follow
+        ax.axhspan(row - 0.5, row + 0.5, color="#808080", alpha=0.12, lw=0)
     totals = [sum(name in tools for tools in seen) for name in names]
     for column, total in enumerate(totals):
         if not total:
@@ -64,7 +66,7 @@ def who_sees_what(
             corner = (names.index(tool) - 0.4, row - 0.4)
             ax.add_patch(Rectangle(corner, 0.8, 0.8, lw=0, color=COLOURS[_DRAWERS[place]]))
         alone = {"color": COLOURS["wrong"], "weight": "bold"} if len(tools) == 1 else {}
-        ax.text(len(names) - 0.1, row, f"{len(tools)}", va="center", fontsize=9, **alone)
+        ax.text(len(names) - 0.1, row, f"{len(tools)}", va="center", fontsize=10, **alone)
     for place, colour in _DRAWERS.items():
         rows = [row for row, its in enumerate(drawer) if its == place]
         ax.text(-0.9, sum(rows) / len(rows), place, color=COLOURS[colour], ha="right", va="center")
@@ -79,13 +81,15 @@ def who_sees_what(
         ax.text(middle, -1.0, f"cost {price}", ha="center", va="bottom", fontsize=10)
     ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(drawer) - 0.5, -0.5), yticks=[])
     ax.text(len(names) - 0.1, -1.0, "seen by", va="bottom", fontsize=10)
-    marked = [f"{name}  {total}" for name, total in zip(names, totals, strict=True)]
-    ax.set_xticks(range(len(names)), marked, rotation=90, fontsize=9)
-    ax.tick_params(length=0)
+    for column, total in enumerate(totals):
+        ax.text(column, len(drawer), f"{total}", ha="center", va="center", fontsize=10)
+    ax.text(-0.9, len(drawer), "faults seen", ha="right", va="center", fontsize=10)
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=10)
+    ax.tick_params(length=0, pad=16)
     ax.grid(visible=False)
     for side in ("left", "bottom"):
         ax.spines[side].set_visible(False)
-    ax.set_title("Which instrument (column) sees which fault (row), each with its total", pad=24)
+    ax.set_title("Which instrument (column) sees which fault (row)", pad=24)
     return describe(figure, """A table of filled squares, a row for each case, in four groups: data,
         model, optimisation, evaluation; a column for each instrument, in three groups by cost. It
         is sparse: most columns hold one to three squares. The last two, foreign and ladder, hold

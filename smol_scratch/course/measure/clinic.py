@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from smol_scratch import clinic, hub
 from smol_scratch.clinic import instruments
 from smol_scratch.clinic.instruments import INSTRUMENTS, apart, model, tokens, trainee
 from smol_scratch.clinic.instruments import language as text_with_a_rule
-from smol_scratch.clinic.page import Measured, bits, symptoms
+from smol_scratch.clinic.page import Measured, bits, measured, symptoms
 from smol_scratch.clinic.patient import Patient, admit
 from smol_scratch.clinic.symptoms import symptom
 
@@ -105,35 +105,14 @@ class Table:
         self.patient = Patient(self.folder)
 
 
-def moved_by() -> dict[str, str]:
-    """Return what causality says of a mask off by one, of none, and of another mixture."""
-    found = {}
-    for fault in ("mask off by one", "no mask", "a mean over all tokens"):
-        table = peeks(fault)  # its folder lives as long as the table
-        found[fault] = INSTRUMENTS["causality"](table.patient).lines[0].partition("moved at ")[2]
-    return found
+def narrowed(number: int | str, found: Measured | None = None) -> list[str]:
+    """Return the cases that could give a report about greedy text with and without a cache.
 
-
-def peeks(fault: str) -> Table:
-    """Return a healthy copy with a fault that lets tokens see later ones."""
-    mask = "mask = None if whole or n_query == 1 else causal_mask(n_query, n_key, q.device)"
-    block = "return x + self.mlp(self.post_attention_layernorm(x))"
-    unasked = ("is_causal=whole", "is_causal=False")
-    changes: dict[str, tuple[tuple[str, str], ...]] = {
-        "mask off by one": (
-            (mask, "mask = q.new_ones(n_query, n_key).tril(1).bool()"), unasked
-        ),
-        "no mask": ((mask, "mask = None"), unasked),
-        "a mean over all tokens": ((block, f"{block} + x.mean(1, keepdim=True)"),),
-    }  # fmt: skip
-    table = Table("healthy")
-    for old, new in changes[fault]:
-        table.change("model.py", old, new)
-    return table
-
-
-def with_such_marks(report: clinic.Case, keys: Iterable[str]) -> list[str]:
-    """Return the cases that could give a report: what it does with their copies shows some ✗."""
+    Those that ``greedy`` sees are asked: does what the report did show some ✗ with their copies?
+    """
+    seen = (found or measured()).seen
+    report = clinic.case(number)
+    keys = [one.key for one in clinic.cases() if "greedy" in seen[one.key]]
     return [key for key in keys if "✗" in marks(report, key)]
 
 
@@ -147,23 +126,10 @@ def marks(report: clinic.Case, key: str) -> str:
 
 
 def learns_without_attention() -> bool:
-    """Say whether learns stays green in a healthy copy with attention's output multiplied by 0."""
+    """Use learns in a healthy copy with attention's output multiplied by 0; return its mark."""
     table, made = Table("healthy"), "return self.o_proj(y.transpose(1, 2).flatten(2))"
     table.change("model.py", made, made.replace("return", "return 0 *"))
-    return INSTRUMENTS["learns"](table.patient).fine
-
-
-def there_and_back(table: Table) -> list[float]:
-    """Return the largest difference of scores at each position after bfloat16 and back.
-
-    A model goes there and back; its weights are then given to a new one.
-    """
-    with table.patient.inside(), torch.no_grad():
-        made, again = model(table.patient).bfloat16().float(), model(table.patient)
-        again.load_state_dict(made.state_dict())
-        ids = tokens(1, 60)
-        found: list[float] = (made(ids)[0] - again(ids)[0]).abs().amax(-1)[0].tolist()
-    return found
+    return table.use("learns")
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -245,29 +211,30 @@ def value(found: Measured, tool: str, left: Sequence[str]) -> float:
     return bits(sum(tool in found.seen[case] for case in left), len(left))
 
 
-def worth(found: Measured, tools: Iterable[str], groups: dict[str, Sequence[str]]) -> None:
-    """Print how many suspects of each group some instruments see, and what that is worth."""
-    print(f"{'':<12}{'':>4}" + "".join(f"{name:>24}" for name in groups))
-    print(f"{'instrument':<12}{'cost':>4}" + f"{'sees':>14}{'bits':>10}" * len(groups))
-    for tool in tools:
-        print(f"{tool:<12}{found.cost[tool]:>4}", end="")
-        for left in groups.values():
+def agreeing(found: Measured, left: Iterable[str], asked: Mapping[str, str]) -> list[str]:
+    """Return the suspects that agree with the marks: instrument to ✓ or ✗."""
+    return [
+        case for case in left
+        if all((mark == "✗") == (tool in found.seen[case]) for tool, mark in asked.items())
+    ]  # fmt: skip
+
+
+def split(left: Sequence[str], asked: Mapping[str, str] | None = None) -> None:
+    """Print what instruments are worth, the most bits per point first.
+
+    Args:
+        left: the suspects before anything was asked.
+        asked: the marks since: instrument to ✓ or ✗. Suspects that do not agree are out.
+    """
+    found = measured()
+    left = agreeing(found, left, asked or {})
+    print(f"{len(left)} suspect{'s' if len(left) != 1 else ''} left")
+    worth = {tool: value(found, tool, left) for tool in found.cost} if left else {}
+    for tool in sorted(worth, key=lambda tool: -worth[tool] / found.cost[tool]):
+        if worth[tool]:
             sees = sum(tool in found.seen[case] for case in left)
-            print(f"{f'{sees} of {len(left)}':>14}{value(found, tool, left):>10.2f}", end="")
-        print()
-
-
-def play(found: Measured, guilty: str) -> list[tuple[str, int]]:
-    """Print a search by the best split for its price; return each instrument and who is left."""
-    every, asked = [one.key for one in clinic.cases()], []
-    for tool, before, left in steps(found, guilty, every, best_split(found)):
-        mark = "✗" if tool in found.seen[guilty] else "✓"
-        print(
-            f"{tool:<12}{value(found, tool, before):.2f} bits for {found.cost[tool]}: {mark}, "
-            f"{len(before)} suspects, then {len(left)}"
-        )
-        asked.append((tool, len(left)))
-    return asked
+            print(f"  {tool:<10}cost {found.cost[tool]}   would see {sees} of {len(left)}   "
+                  f"{worth[tool]:.2f} bits")  # fmt: skip
 
 
 def best_split(found: Measured) -> Choose:
@@ -311,27 +278,36 @@ def by_drawer(found: Measured) -> tuple[list[str], list[tuple[str, ...]]]:
     return [drawer_of(one) for one in cases], [found.seen[one.key] for one in cases]
 
 
-def shelf(first: Sequence[str]) -> str:
-    """Return the instruments with their prices and questions, in Markdown; the others folded."""
+def shelf(first: Sequence[str], found: Measured, left: Sequence[str]) -> str:
+    """Return some instruments with what they are worth for these suspects; the others folded."""
     tools = clinic.tools()
-
-    def table(names: Iterable[str]) -> str:
-        rows = [f"| `{name}` | {tools[name].cost} | {tools[name].asks} |" for name in names]
-        return "\n".join(["| instrument | cost | its question |", "|---|:-:|---|", *rows])
-
-    others = [name for name in tools if name not in first]
+    rows = ["| instrument | its question | would see | bits | cost |", "|---|---|:-:|:-:|:-:|"]
+    for name in first:
+        sees = sum(name in found.seen[case] for case in left)
+        rows.append(
+            f"| `{name}` | {tools[name].asks} | {sees} of {len(left)} | "
+            f"{value(found, name, left):.2f} | {tools[name].cost} |"
+        )
+    others = ["| instrument | its question | cost |", "|---|---|:-:|"]
+    others += [
+        f"| `{name}` | {tool.asks} | {tool.cost} |"
+        for name, tool in tools.items()
+        if name not in first
+    ]
+    shown, folded = "\n".join(rows), "\n".join(others)
     return (
-        f"{table(first)}\n\n<details><summary>The other {len(others)}, for the exercises"
-        f"</summary>\n\n{table(others)}\n\n</details>"
+        f"{shown}\n\n<details><summary>The other {len(others) - 2}, for the exercises</summary>"
+        f"\n\n{folded}\n\n</details>"
     )
 
 
 def suspects(found: Measured) -> str:
-    """Return the table from symptoms to suspects, in Markdown."""
-    said = clinic.causes()
-    lines = ["| symptom | suspect | seen by (cost) |", "|---|---|---|"]
+    """Return, in Markdown, each symptom, with its suspects and who sees them folded below it."""
+    said, parts = clinic.causes(), []
     for like, cases in symptoms():
+        parts.append(f"<details><summary>{like}</summary>\n")
         for one in cases:
-            by = ", ".join(f"{tool} ({found.cost[tool]})" for tool in found.seen[one.key])
-            lines.append(f"| {like} | {said[one.cause]} | {by} |")
-    return "\n".join(lines)
+            by = ", ".join(f"`{tool}` ({found.cost[tool]})" for tool in found.seen[one.key])
+            parts.append(f"- {said[one.cause]}; seen by {by}")
+        parts.append("\n</details>")
+    return "\n".join(parts)

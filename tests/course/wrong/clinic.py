@@ -1,6 +1,6 @@
 import torch
 
-from smol_scratch import DataLoaderLite
+from smol_scratch import DataLoaderLite, clinic
 
 
 class SameForAll(DataLoaderLite):
@@ -58,6 +58,10 @@ def once_around(loader):
     return seen == list(range(40))
 
 
+[LINE] = clinic.guilty(clinic.case(27))["model.py"]
+STANDS_STILL = ("model.py", LINE, "position-stands-still")
+HALVED = {"causality": "✓", "cache": "✗"}
+
 WRONG = {
     "check_nothing_happens": [
         (("model.py", 46, "seed-not-set"), "the file is not"),
@@ -65,17 +69,25 @@ WRONG = {
         (("training.py", "optimizer.zero_grad()", "gradients-never-zeroed"), "the cause is not"),
         ("training.py", "an answer is"),
     ],
-    "check_selective_memory": [
-        (("model.py", "start = cache.length", "position-stands-still"), "the file is not"),
-        (("cache.py", "layer.length", "truncated-in-part"), "in no line"),
-        (("cache.py", "self.length = end", "truncated-in-part"), "the line is not"),
-        (("cache.py", "self.layers[0].length = length", "cache-not-used"), "the cause is not"),
+    "check_second_report": [
+        (({"causality": "✗"}, *STANDS_STILL), "does not say ✗"),
+        (({"greedy": "✗", "causality": "✓"}, *STANDS_STILL), "0 bits"),
+        (({"causality": "✓"}, *STANDS_STILL), "2 suspects agree"),
+        (({"causality": "✓", "ladder": "✗"}, *STANDS_STILL), "cost 4 points"),
+        (({"causality": "yes"}, *STANDS_STILL), "✓ or ✗, not"),
+        (({"casuality": "✓"}, *STANDS_STILL), "no such instrument"),
+        ((HALVED, "cache.py", "self.length = end", "position-stands-still"), "the file is not"),
+        ((HALVED, "model.py", "start = 0", "position-stands-still"), "name one by its number"),
+        ((HALVED, "model.py", LINE, "heads-not-transposed"), "the cause is not"),
+        (STANDS_STILL, "an answer is"),
     ],
-    "check_no_way_back": [
-        (("model.py", "x32 = x.float()", "tables-rounded"), "the line is not"),
-        (("model.py", "self.sin.float()", "theta-ignored"), "the cause is not"),
-        (("rope.py", 3, "tables-rounded"), "no such file"),
-        (("model.py", 3, "tables-round"), "did you mean tables-rounded"),
+    "check_planted": [
+        (("model.py", "pow(2).mean(-1, ", "pow(2).mean((0, 1), "), "mixes tokens"),
+        (("model.py", "pow(2).mean(-1, ", "pow(2).mean(1, "), "is read by itself"),
+        (("model.py", "pow(2).mean(-1, ", "pow(2).mean(9, "), "cannot be asked"),
+        (("model.py", "no such text", ""), "occurs 0 times"),
+        (("models.py", "a", "b"), "models.py"),
+        ("model.py", "an answer is"),
     ],
     "check_loader_check": [
         ((SameForAll, lambda loader: True), "the targets are the inputs"),
