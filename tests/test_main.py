@@ -431,6 +431,57 @@ def test_a_pipe_that_closes_ends_it_quietly():
     assert done.returncode in (0, 141)
 
 
+def test_a_pipe_that_closes_while_text_is_written_ends_it_quietly(folders):
+    done = subprocess.run(
+        f"{sys.executable} -m smol_scratch generate 'Go on' --ckpt {shlex.quote(folders['plain'])} "
+        "--tokens 80 | head -c 5; exit ${PIPESTATUS[0]}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(assets.ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "Go on"
+    assert len(done.stderr.splitlines()) == 2  # which weights, and that they continue text
+    assert done.returncode == 141
+
+
+# A command, and the function in whose stead Ctrl-C comes: in the middle of the work.
+MOMENTS = {
+    "export --ckpt {plain} --folder out": "smol_scratch.hub:_write_json",
+}  # fmt: skip
+INTERRUPT = """
+import importlib, os, signal, sys
+module, _, names = sys.argv.pop(1).partition(":")
+home = importlib.import_module(module)
+*outer, name = names.split(".")
+for each in outer:
+    home = getattr(home, each)
+real = getattr(home, name)
+def interrupted(*given, **named):
+    os.kill(os.getpid(), signal.SIGINT)
+    return real(*given, **named)
+setattr(home, name, interrupted)
+from smol_scratch.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize("command", MOMENTS)
+def test_ctrl_c_in_the_middle_ends_quietly_and_leaves_nothing_half_written(
+    command, folders, tmp_path
+):
+    (tmp_path / "text.txt").write_text("To be, or not to be: " * 400, "utf-8")
+    words = command.format(**folders).split()
+    env = os.environ | {"PYTHONPATH": str(assets.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT, MOMENTS[command], *words],
+        capture_output=True, text=True, cwd=tmp_path, env=env,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    left = {path.name for path in tmp_path.rglob("*")}
+    assert left == {"text.txt"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
 def test_a_console_that_is_not_utf_8_stops_nothing(folders, encoding):

@@ -5,7 +5,6 @@ import codecs
 import random
 import re
 import string
-import subprocess
 import sys
 import unicodedata
 
@@ -15,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from smol_scratch import assets, texts
+from benchmarks import text_memory
+from smol_scratch import texts
 from smol_scratch.texts import Cuts, cut, encode_files, read_pieces, text_files
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
@@ -220,24 +220,12 @@ def test_what_is_not_there_or_holds_nothing_is_named(tmp_path, tokenizer):
         encode_files(tmp_path, tokenizer)
 
 
-MEMORY = """
-import resource, sys
-from pathlib import Path
-from smol_scratch import load_text, load_tokenizer
-from smol_scratch.texts import encode_files
-tokenizer, text, file = load_tokenizer(), load_text(), Path(sys.argv[1])
-for times in (2, 12):
-    file.write_text(text * times, "utf-8")
-    assert len(encode_files(file, tokenizer)) == 341_094 * times
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak has other units")
 
 
+@linux
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is told in other units")
-def test_a_gigabyte_of_text_is_encoded_in_less_than_four(tmp_path):
-    """By what each further character takes at the peak: two bytes a token, twice, and no more."""
-    command = [sys.executable, "-c", MEMORY, str(tmp_path / "plays.txt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=assets.ROOT)
-    first, last = map(int, done.stdout.split())
-    assert (last - first) / (10 * 1_115_394) < 3
+@pytest.mark.parametrize("kind", text_memory.samples())
+def test_a_gigabyte_of_any_text_is_encoded_in_less_than_four(kind):
+    """By what each further byte takes at the peak: the tokens, and no more."""
+    assert text_memory.encoding(text_memory.samples()[kind]).at(1e9) < 4e9

@@ -106,8 +106,12 @@ class Desk:
             if place.exists():
                 raise ValueError(f"{place}: is in the way; remove it, or name another --folder")
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            patient.admit(place, one.faults)
-            self.write(one, {"kind": KIND, "used": [], "hints": 0, "wrong": 0, "solved": False})
+            try:
+                patient.admit(place, one.faults)
+                self.write(one, {"kind": KIND, "used": [], "hints": 0, "wrong": 0, "solved": False})
+            except BaseException:  # Ctrl-C too: what is half there would be in the next one's way
+                shutil.rmtree(place, ignore_errors=True)
+                raise
         print(f"Case {one.number}, level {one.level}: {one.title}\n")
         say(f"“{one.complaint}”", "  ")
         print()
