@@ -111,7 +111,7 @@ def check_folder(folder: str | Path, overwrite: bool) -> Path:
     earlier = "config.json" in names and not others
     if names and not (earlier and overwrite):
         remedy = "overwrite=True replaces it" if earlier else "it is no earlier export"
-        held = f", and holds {others[0]}" if others else ""
+        held = f", and holds {min(others)}" if others else ""
         raise FileExistsError(f"{folder} is not empty{held}: {remedy}; or name another folder")
     return folder
 

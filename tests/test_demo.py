@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import os
 import re
@@ -701,6 +703,23 @@ def test_weights_without_a_chat_template_only_continue_texts(tokenizer):
         assert labels == {"Generate": True, "Stop": True, "New conversation": False}
     finally:
         page.close(verbose=False)
+
+
+def test_a_new_conversation_does_not_begin_while_one_is_written(tokenizer, monkeypatch):
+    """Said aloud, and nothing on the page changes: the text that is being written goes on."""
+    said: list[str] = []
+    monkeypatch.setattr(demo.gr, "Warning", said.append)
+    page = demo.build(small_model(), tokenizer, SOURCE)
+    begin = next(f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "begin_anew")
+    line = inspect.getclosurevars(begin).nonlocals["line"]
+    writer, visitor = SimpleNamespace(session_hash="writer"), SimpleNamespace(session_hash="other")
+    line["writer"] = asyncio.Event()
+    assert asyncio.run(begin(writer)) == (demo.gr.skip(),) * 3
+    assert said == [demo.BUSY]
+    for request in (visitor, writer):
+        line.pop("writer" if request is writer else "", None)
+        assert asyncio.run(begin(request)) == ("", "", demo.Talk())
+    assert said == [demo.BUSY]
 
 
 def test_broken_weights_are_told_in_one_line(tokenizer):

@@ -206,7 +206,10 @@ def test_the_card_of_real_weights_names_them_and_their_licence_and_lets_them_spe
     assert "Paris" in spoken(card, tmp_path)
     again = load_pretrained(tmp_path / "real", quiet=True)
     export_pretrained(again, tmp_path / "again", tokenizer=tokenizer)
-    assert ModelCard.load(tmp_path / "again" / "README.md").data.to_dict() == card.data.to_dict()
+    second = ModelCard.load(tmp_path / "again" / "README.md")
+    assert second.data.to_dict() == card.data.to_dict()
+    assert "Loaded were: " in card.text
+    assert "Loaded were: " not in second.text, "a folder of the writer's tells the reader nothing"
 
 
 def test_the_card_of_a_checkpoint_says_how_it_was_trained(tmp_path, tokenizer, monkeypatch):
@@ -341,9 +344,10 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 
 def test_a_folder_of_other_things_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("three years")
-    with pytest.raises(FileExistsError, match="it is no earlier export"):
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(FileExistsError, match=r"holds a\.txt: it is no earlier export"):
         export_pretrained(make(SMALL), tmp_path, overwrite=True)
-    assert content(tmp_path) == {"thesis.txt": b"three years"}
+    assert content(tmp_path) == {"a.txt": b"one", "thesis.txt": b"three years"}
 
 
 def test_a_checkpoint_is_no_earlier_export(tmp_path):
