@@ -282,13 +282,12 @@ def test_the_best_device_that_is_there(monkeypatch):
 
 @pytest.mark.parametrize("where", ["cuda:3", "cpu", "mps"])
 def test_copies_on_cards_are_told_which_card_is_theirs(monkeypatch, where):
-    """No card is here: a model that says it is on one stands for it."""
+    """No card is here, and none is needed: what is handed on to PyTorch is looked at."""
     model, device = SmolLM2(SHAPE), torch.device(where)
-    monkeypatch.setattr(model, "parameters", lambda: iter([SimpleNamespace(device=device)]))
     wrap = SimpleNamespace(DistributedDataParallel=lambda model, device_ids: (model, device_ids))
     monkeypatch.setattr(torch.nn, "parallel", wrap)
     ids = [device] if where == "cuda:3" else None  # elsewhere there is no number to tell
-    assert training.distribute(model, shard=False) == (model, ids)
+    assert training.distribute(model, False, device) == (model, ids)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -32,6 +32,7 @@ from smol_scratch import (
     fast,
     generate,
     load_tokenizer,
+    quantize,
     space,
     stream,
     stream_text,
@@ -51,6 +52,7 @@ TOKENS = [int(token) for token in torch.arange(200) % 97]
 CONFIG = TrainingConfig(
     preset="tiny", steps=1, batch_size=1, sequence_length=8, precision="fp32", warmup_steps=0
 )
+CPU = torch.device("cpu")
 ON_CPU = RunOptions(device="cpu", fast=False)
 
 
@@ -58,7 +60,7 @@ def small(vocab_size: int = 128) -> SmolLM2:
     torch.manual_seed(0)
     config = SmolLM2Config(
         block_size=32, vocab_size=vocab_size, n_layer=2, n_head=2, n_kv_head=1, n_embd=32,
-        intermediate_size=48, head_dim=16,
+        intermediate_size=64, head_dim=16,
     )  # fmt: skip
     model = SmolLM2(config).eval()
     model.source, model.chat_template = "weights of this test", None
@@ -163,6 +165,9 @@ ENTRIES: dict[str, Callable[[nn.Module, Path], object]] = {
     ),
     "hub.to_transformers": lambda model, _: to_transformers(model).state_dict(),
     "packing.attending_within": lambda model, _: within(model),
+    "quantize.check_plain": lambda model, _: quantize.check_plain(unwrapped(model)),
+    "quantize.dequantize": lambda model, _: quantize.dequantize(quantize.quantize(model, "int8")),
+    "quantize.quantize": lambda model, _: quantize.quantize(model, "int8")(X)[0],
     "sharing.export_gguf": lambda model, place: export_gguf(
         model, place / "mine.gguf"
     ).read_bytes(),
@@ -171,7 +176,7 @@ ENTRIES: dict[str, Callable[[nn.Module, Path], object]] = {
         space.write_space(model, load_tokenizer(), place / "space")
     ),
     "training.TrainingState.create": lambda model, _: first_step(model),
-    "training.distribute": lambda model, _: unwrapped(training.distribute(model, False)),
+    "training.distribute": lambda model, _: unwrapped(training.distribute(model, False, CPU)),
     "training.keep_inputs_only": lambda model, _: inputs_kept(model),
     "training.make_optimizer": lambda model, _: [
         group["params"] for group in training.make_optimizer(model, CONFIG).param_groups
@@ -256,7 +261,7 @@ def test_a_wrapped_model_is_taken_as_itself(entry, wrap, wanted, processes, tmp_
 
 
 def sharded_by_fsdp2(model: SmolLM2) -> nn.Module:
-    return training.distribute(model, shard=True)
+    return training.distribute(model, True, CPU)
 
 
 def sharded_by_fsdp1(model: SmolLM2) -> nn.Module:
