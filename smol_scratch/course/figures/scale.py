@@ -213,42 +213,81 @@ def farther(
         134 million the law and one ruler agree, the others end lower.""")  # fmt: skip
 
 
+def left_over(off: Mapping[float, Sequence[tuple[float, float, float]]]) -> Figure:
+    """Draw how far the runs lie from two laws, length by length.
+
+    Args:
+        off: characters to, for each run, how much too high its unfinished loss is, its loss over
+            what the right law says, and its unfinished loss over what the wrong law says.
+    """
+    figure, axes = new_figure(1, 2, figsize=(7.6, 3.4), sharey=True)
+    figure.set_layout_engine("constrained", wspace=0.06)
+    lengths = sorted(off)
+    looks = (("all cooled: the right law", 1, "query", "o"),
+             ("three too early: the wrong law", 2, "wrong", "s"))  # fmt: skip
+    for ax, (title, which, colour, marker) in zip(axes, looks, strict=True):
+        ax.axhline(0, color=_LAW, linewidth=1.5, zorder=1)
+        middles = []
+        for d in lengths:
+            distances = [100 * (row[which] - 1) for row in off[d]]
+            ax.plot([d] * len(distances), distances, marker, color=COLOURS[colour], markersize=4,
+                    alpha=0.4)  # fmt: skip
+            middles.append(sum(distances) / len(distances))
+        ax.plot(lengths, middles, f"{marker}-", color=COLOURS[colour], markersize=8, linewidth=2,
+                label="mean")  # fmt: skip
+        ax.set(xscale="log", xlabel="characters trained on", title=title)
+        _ticks(ax, "x", lengths, _thousands(lengths))
+        ax.legend(fontsize=10, loc="upper right")
+    axes[0].set(ylabel="distance from the law (%)")
+    return describe(figure, """Two panels, the distance of each run from a law against the length, a
+        small point each, and a line through the means. Left, the law of cooled runs: the means lie
+        at zero at all four lengths. Right, the law of runs three of whose lengths were read too
+        early: the mean is below zero at the shortest length, well above it at half the text, and
+        below it again at the last.""")  # fmt: skip
+
+
 def split(
     losses: Mapping[float, Points],
-    law: Callable[[float, float], float],
-    best: Callable[[float], float],
+    lowest: Callable[[float], float],
+    drawn: Callable[[float], tuple[float, float]],
+    asks: Callable[[float], float],
     text: float,
 ) -> Figure:
     """Draw loss against the compute spent, one line per size, and the best that the law allows.
 
     Args:
         losses: parameters to characters and mean loss.
-        law: from parameters and characters to loss.
-        best: from FLOPs to parameters.
-        text: how many characters there are; what asks for more is pale.
+        lowest: from FLOPs to the lowest loss that the law allows at that price.
+        drawn: from FLOPs to the bounds of the same of redrawn laws.
+        asks: from FLOPs to the characters that the best split asks for.
+        text: how many characters there are; what asks for more is thin.
     """
-    figure, ax = new_figure(figsize=(7.2, 3.9))
+    figure, ax = new_figure(figsize=(7.2, 4.2))
     everything = [6 * n * d for n, points in losses.items() for d, _ in points]
     for colour, size in zip(_shades(len(losses)), sorted(losses), strict=True):
         x, y = zip(*[(6 * size * d, loss) for d, loss in losses[size]], strict=True)
         ax.plot(x, y, "o-", color=colour, markersize=4, linewidth=1.5)
-        ax.text(x[0], y[0] + 0.02, _thousands([size])[0], fontsize=10, ha="center", va="bottom")
-    fine = np.geomspace(min(everything), max(everything), 200)
-    band = [law(best(c), c / 6 / best(c)) for c in fine]
-    inside = sum(c / 6 / best(c) <= text for c in fine)
-    for part, alpha, words in (
-        (slice(0, inside), 0.9, "the law's best split at each price"),
-        (slice(inside - 1, None), 0.35, "the same, with more text than there is"),
+        side = "right" if size == sorted(losses)[-2] else "center"  # its neighbour is close
+        ax.text(x[0], y[0] + 0.02, _thousands([size])[0], fontsize=10, ha=side, va="bottom")
+    fine = np.geomspace(min(everything), max(everything), 60)
+    low, high = zip(*[drawn(price) for price in fine], strict=True)
+    ax.fill_between(fine, low, high, color=_PREDICTED, alpha=0.3, linewidth=0, zorder=1,
+                    label="90 % of the redrawn laws")  # fmt: skip
+    band = [lowest(price) for price in fine]
+    inside = sum(asks(price) <= text for price in fine)
+    for part, width, words in (
+        (slice(0, inside), 6, "the law's best split at each price"),
+        (slice(inside - 1, None), 1.5, "the same, with more text than there is"),
     ):
-        ax.plot(fine[part], band[part], color=_PREDICTED, linewidth=7, alpha=alpha, zorder=1,
+        ax.plot(fine[part], band[part], color=_PREDICTED, linewidth=width, zorder=1,
                 label=words, solid_capstyle="butt")  # fmt: skip
     ax.set(xscale="log", xlabel="training compute, 6 · parameters · characters (FLOPs)",
            ylabel="held-out loss\n(nats per character)")  # fmt: skip
     ax.legend(fontsize=10, loc="upper right")
     return describe(figure, """Held-out loss against training compute, one line for each size.
-        Where two sizes share a price the smaller one, which has read more, lies lower. A band
-        along the lower edge is the law's best split; most of it is pale, because it asks for more
-        text than there is.""")  # fmt: skip
+        Where two sizes share a price the smaller one, which has read more, lies lower. Along the
+        lower edge runs the law's best split, within the band of redrawn laws; most of it is thin,
+        because it asks for more text than there is.""")  # fmt: skip
 
 
 def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
@@ -326,6 +365,8 @@ def rates(panels: Mapping[str, Mapping[int, Points]]) -> Figure:
         panels: rule to width to rate and mean loss.
     """
     figure, axes = new_figure(1, len(panels), figsize=(8.0, 3.6), sharey=True)
+    # The outer tick labels of two panels stay apart.
+    figure.set_layout_engine("constrained", wspace=0.08)
     markers = "osD^"
     everything = [y for widths in panels.values() for points in widths.values() for _, y in points]
     for ax, (rule, widths) in zip(axes, panels.items(), strict=True):
