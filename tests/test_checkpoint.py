@@ -400,7 +400,6 @@ FILES = (
     "generation_config.json",
     "model.safetensors",
     OPTIMIZER,
-    FIXED,
     GENERATORS,
     STATE,
 )
