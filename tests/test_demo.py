@@ -705,6 +705,13 @@ def test_weights_without_a_chat_template_only_continue_texts(tokenizer):
         page.close(verbose=False)
 
 
+def at_once(coroutine: Any) -> Any:
+    """Return what a coroutine that waits for nothing returns; a browser's loop may be running."""
+    with pytest.raises(StopIteration) as end:
+        coroutine.send(None)
+    return end.value.value
+
+
 def test_a_new_conversation_does_not_begin_while_one_is_written(tokenizer, monkeypatch):
     """Said aloud, and nothing on the page changes: the text that is being written goes on."""
     said: list[str] = []
@@ -714,11 +721,11 @@ def test_a_new_conversation_does_not_begin_while_one_is_written(tokenizer, monke
     line = inspect.getclosurevars(begin).nonlocals["line"]
     writer, visitor = SimpleNamespace(session_hash="writer"), SimpleNamespace(session_hash="other")
     line["writer"] = asyncio.Event()
-    assert asyncio.run(begin(writer)) == (demo.gr.skip(),) * 3
+    assert at_once(begin(writer)) == (demo.gr.skip(),) * 3
     assert said == [demo.BUSY]
-    for request in (visitor, writer):
-        line.pop("writer" if request is writer else "", None)
-        assert asyncio.run(begin(request)) == ("", "", demo.Talk())
+    assert at_once(begin(visitor)) == ("", "", demo.Talk())
+    del line["writer"]
+    assert at_once(begin(writer)) == ("", "", demo.Talk())
     assert said == [demo.BUSY]
 
 
