@@ -447,12 +447,25 @@ def language_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
     return torch.tensor(prompts), torch.tensor(answers)
 
 
+OPPOSITES = {
+    "hot": "cold", "big": "small", "old": "young", "good": "bad", "high": "low", "fast": "slow",
+    "hard": "soft", "light": "dark", "strong": "weak", "rich": "poor",
+}  # fmt: skip
+
+
+def opposite_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
+    """Return 'The opposite of "…" is "' for each word, (N, T), and the opposites' tokens, (N,)."""
+    prompts = [tokenizer.encode(f'The opposite of "{word}" is "') for word in OPPOSITES]
+    answers = [tokenizer.encode(opposite)[0] for opposite in OPPOSITES.values()]
+    return torch.tensor(prompts), torch.tensor(answers)
+
+
 def transplanted(
     model: SmolLM2,
     donor: Tensor,
     heads: Sequence[tuple[int, int]],
     start: int,
-    transplant: Callable[[Tensor, Tensor, list[int], int], Tensor],
+    transplant: Callable[[Tensor, Tensor, list[int], int], Tensor] | None = None,
 ) -> Intervention:
     """Give query heads what they gathered when the model read another sequence.
 
@@ -462,8 +475,18 @@ def transplanted(
         heads: (block, query head) of each.
         start: from which position on.
         transplant: from what a block's heads gathered here and there, both (B, T, H * D), the
-            heads' numbers and ``start``, to what ``o_proj`` reads.
+            heads' numbers and ``start``, to what ``o_proj`` reads; None for the heads' own channels
+            of there, from ``start`` on.
     """
+    D = model.config.head_dim
+
+    def copied(mine: Tensor, theirs: Tensor, numbers: list[int], start: int) -> Tensor:
+        result = mine.clone()
+        for head in numbers:
+            result[:, start:, D * head : D * (head + 1)] = theirs[:, start:, D * head :][..., :D]
+        return result
+
+    transplant = transplant or copied
     gathered = {}
     for layer in sorted({layer for layer, _ in heads}):  # all recorded before one is changed
         o_proj = _blocks(model)[layer].self_attn.o_proj

@@ -135,9 +135,10 @@ def test_a_transplanted_head_brings_what_it_gathered_in_the_donor(model, ids):
         more[:, 4:] += difference @ attention.o_proj.weight[:, part].T
     with inside.changed_output(attention, lambda y: y + more):
         expected = model(ids)[0]
-    with inside.transplanted(model, donor, [(2, 1), (2, 4)], 4, swapped):
-        found = model(ids)[0]
-    torch.testing.assert_close(found, expected)
+    for transplant in (swapped, None):
+        with inside.transplanted(model, donor, [(2, 1), (2, 4)], 4, transplant):
+            found = model(ids)[0]
+        torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, model(ids)[0], atol=1e-3), "or the test says little"
 
 

@@ -43,30 +43,6 @@ def giant(first: Range, others: Range) -> Figure:
     )
 
 
-def contributions(names: Sequence[str], values: Sequence[float]) -> Figure:
-    """Draw how much each hidden channel adds to one number of the stream.
-
-    Args:
-        names: of the channels, the largest first.
-        values: what each adds, absolute.
-    """
-    figure, ax = new_figure(figsize=(7.2, 2.6))
-    y = np.arange(len(names))[::-1]
-    strong = [value > max(values) / 10 for value in values]
-    ax.barh(y, values, color=[COLOURS["mlp"] if s else COLOURS["other"] for s in strong])
-    for place, value in zip(y, values, strict=True):
-        ax.text(value * 1.15, place, f"{value:,.0f}", va="center")
-    ax.set_yticks(y, names)
-    ax.set(xscale="log", xlim=(1, 1e5), xlabel="added to the giant number (logarithmic)",
-           ylabel="hidden channel", title="Two of 1,536 channels write it")  # fmt: skip
-    ax.grid(visible=False, axis="y")
-    return describe(
-        figure,
-        "Six bars on a logarithmic axis, one for each of the hidden channels that add most to the "
-        "giant number. Two of them add thousands, the next ones less than ten.",
-    )
-
-
 def sink(curves: Mapping[str, Sequence[float]], switch: int, even: float) -> Figure:
     """Draw the share of attention on the first token, block by block.
 
@@ -83,6 +59,7 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int, even: float) -> Fig
         ax.plot(x, values, style, marker=mark, markersize=4, color=COLOURS[colour], label=label)
     ax.axhline(even, color=COLOURS["residual"], linewidth=1)
     ax.text(6, even + 0.02, "an even share", ha="center", va="bottom", fontsize=10)
+    ax.text(6, 0.42, "up to here,\nall three agree", ha="center", va="center", fontsize=10)
     ax.axvline(switch + 0.5, color=COLOURS["residual"], linewidth=1)
     ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
     ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0),
@@ -114,10 +91,12 @@ def given_back(cells: Mapping[tuple[bool, bool], tuple[float, float, float]]) ->
         ax.text(values, keys + 0.1, f"{round(mean, 2) + 0.0:+.2f} ± {error:.2f} nats", ha="center",
                 va="center", weight="bold", fontsize=12)  # fmt: skip
         ax.text(
-            values, keys - 0.2, f"attention {share:.2f}", ha="center", va="center", fontsize=10.5
+            values, keys - 0.14, f"attention {share:.2f}", ha="center", va="center", fontsize=10.5
         )
-    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="its values", ylabel="the first token's keys",
-           title="What is lost, and what can be given back")  # fmt: skip
+    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="the first token's values",
+           ylabel="the first token's keys", title="How much the loss rises")  # fmt: skip
+    ax.text(1, 1.3, "(the untouched model)", ha="center", va="center", fontsize=10)
+    ax.text(0, 0.3, "(giant never written)", ha="center", va="center", fontsize=10)
     ax.set_xticks((0, 1), ("without the giant", "given back"))
     ax.set_yticks((0, 1), ("without\nthe giant", "given\nback"))
     ax.tick_params(length=0)
@@ -195,28 +174,25 @@ def patched(curves: Mapping[str, Band]) -> Figure:
     )
 
 
-def readable(known: Sequence[float], ranks: Sequence[float]) -> Figure:
-    """Draw when the difference between two prompts arrives, and when the city can be read.
+def readable(ranks: Sequence[float], step: int) -> Figure:
+    """Draw when the right city can be read at the last token.
 
     Args:
-        known: how far an exchange at the last token changes the answer, after 0, 1, … blocks.
-        ranks: of the right city among all tokens, 1 for the first, likewise.
+        ranks: of the city among all tokens, 1 for the first, after 0, 1, … blocks.
+        step: blocks passed when what the answer needs has arrived.
     """
-    figure, axes = new_figure(2, 1, figsize=(7.2, 3.9), sharex=True)
-    x = np.arange(len(known))
-    axes[0].plot(x, known, marker="s", markersize=4, color=COLOURS["right"])
-    axes[0].set(ylabel="whose capital?", yticks=(0, 1), yticklabels=("own", "other"),
-                title="There in a step, first in rank only at the end")  # fmt: skip
-    axes[1].plot(x, ranks, marker="o", markersize=4, color=COLOURS["embedding"])
-    axes[1].set(yscale="log", ylabel="rank of the city", xlabel="blocks passed", ylim=(1e5, 0.6),
-                yticks=(1, 100, 10_000), yticklabels=("1", "100", "10,000"))  # fmt: skip
+    figure, ax = new_figure(figsize=(7.2, 2.8))
+    ax.plot(range(len(ranks)), ranks, marker="o", markersize=4, color=COLOURS["embedding"])
+    ax.axvline(step - 0.5, color=COLOURS["residual"], linewidth=1)
+    ax.text(step - 0.8, 3, "block 23", ha="right", va="center", fontsize=10)
+    ax.set(yscale="log", ylabel="rank of the city", xlabel="blocks passed", ylim=(1e5, 0.6),
+           yticks=(1, 100, 10_000), yticklabels=("1", "100", "10,000"),
+           title="Block 23 lifts the city's rank, but not to the top")  # fmt: skip
     return describe(
         figure,
-        "Two curves over the blocks passed. Above, whose capital the model prefers if the last "
-        "token's vector is exchanged: its own for 23 blocks, then the other's, in one step. Below, "
-        "the rank of the right city among all tokens if the model ended there, on a logarithmic "
-        "axis: around ten thousand at first, about tenfold better with the same step, and the "
-        "first only at the very end.",
+        "The rank of the right city among all tokens if the model ended there, against blocks "
+        "passed, on a logarithmic axis: around ten thousand at first, about tenfold better after "
+        "block 23, and the first only at the very end.",
     )
 
 
@@ -239,7 +215,8 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
             if mean >= highest:
                 ax.text(place, highest / 2, f"{mean:.1f}", rotation=90, ha="center", va="center",
                         color="white", weight="bold", fontsize=10)  # fmt: skip
-        ax.set(ylim=(0, highest), ylabel=f"{label}\n(nats per token)")
+        ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
+        ax.set(ylim=(-0.12, highest), ylabel=f"{label}\n(nats per token)")
     axes[0].set_title(
         "Silence one branch: how much does the loss rise?\n"
         "(thin lines: ± 2 standard errors; a bar that leaves the axis bears its height)"

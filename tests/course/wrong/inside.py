@@ -1,39 +1,5 @@
-import torch
-
-
-def one_head(mine, theirs, heads, start):
-    result = mine.clone()
-    result[:, start:, 64 * heads[0] : 64 * heads[0] + 64] = theirs[
-        :, start:, 64 * heads[0] : 64 * heads[0] + 64
-    ]
-    return result
-
-
-def in_place(mine, theirs, heads, start):
-    for head in heads:
-        mine[:, start:, 64 * head : 64 * head + 64] = theirs[:, start:, 64 * head : 64 * head + 64]
-    return mine
-
-
-def from_the_beginning(mine, theirs, heads, start):
-    result = mine.clone()
-    for head in heads:
-        result[..., 64 * head : 64 * head + 64] = theirs[..., 64 * head : 64 * head + 64]
-    return result
-
-
-def only_there(mine, theirs, heads, start):
-    result = mine.clone()
-    for head in heads:
-        result[:, start, 64 * head : 64 * head + 64] = theirs[:, start, 64 * head : 64 * head + 64]
-    return result
-
-
-def interleaved(mine, theirs, heads, start):
-    result = mine.clone()  # channel c to head c % 9
-    for head in heads:
-        result[:, start:, head::9] = theirs[:, start:, head::9]
-    return result
+def asked(language=(23, 0.79), opposite=(22, 0.22)):
+    return {"languages": language, "opposites": opposite}
 
 
 def everywhere(word):
@@ -47,13 +13,13 @@ WRONG = {
         ("the", "between 2 and 200"),
         (["the", "the"], "is no text"),
     ],
-    "check_transplant": [
-        (one_head, "64 channels changed instead of 128"),
-        (in_place, "make a clone first"),
-        (from_the_beginning, "positions before 2"),
-        (only_there, "positions 2 to the last"),
-        (interleaved, "the wrong channels"),
-        (lambda mine, theirs, heads, start: torch.zeros(3), "the shape of what came in"),
+    "check_enough": [
+        (0.72, "when the six are silenced"),
+        (0.42, "does not return"),
+        (0, "cannot copy either"),
+        (0.25, "Three losses"),
+        (58, "a share of the gain"),
+        ("all", "is no number"),
     ],
     "check_rule": [
         (lambda tokens: [0], "something in common"),
@@ -63,11 +29,14 @@ WRONG = {
         (lambda tokens: 9, "a list of positions"),
         ([9], "is no function"),
     ],
-    "check_fetching_head": [
-        ((22, 4), "how many blocks"),
-        ((23, 5), "another head carries more"),
-        ((24, 4), "how many blocks"),
-        ((23, 9), "from 0 to 8"),
-        (23, "is no pair"),
+    "check_fetched": [
+        (asked((24, 0.86)), "blocks passed *after*"),
+        (asked((11, 0.86)), "Between which two depths"),
+        (asked(opposite=(23, 0.21)), "blocks passed *after*"),
+        (asked(opposite=(22, 0.86)), "no head of it carries"),
+        (asked(opposite=(22, 0.63)), "the step of the whole block"),
+        (asked((23, 0.11)), "another head carries more"),
+        (asked(23), "no pair"),
+        ({"languages": (23, 0.9)}, "a dictionary with"),
     ],
 }
