@@ -289,10 +289,6 @@ class SmolLM2(nn.Module):
 
     def _check(self, idx: Tensor, targets: Tensor | None, cache: KVCache | None) -> None:
         V, longest = self.config.vocab_size, self.config.block_size
-        if not isinstance(idx, Tensor) or not isinstance(targets, Tensor | None):
-            raise TypeError("idx, targets: must be tensors")
-        if not isinstance(cache, KVCache | None):
-            raise TypeError("cache: must be a KVCache")
         start = 0 if cache is None else cache.length
         if cache is not None and len(cache.layers) != self.config.n_layer:
             n = len(cache.layers)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from smol_scratch import SmolLM2, assets, load_pretrained, load_text, load_tokenizer
+from smol_scratch import SmolLM2, assets, hardware, load_pretrained, load_text, load_tokenizer
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
 # Behind nohup, or with & in a script, Ctrl-C is ignored, and what is started inherits that: tests
@@ -75,6 +75,12 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     return made
+
+
+@pytest.fixture
+def peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each run the second in which it measures the processor."""
+    monkeypatch.setattr(hardware, "device_peak", lambda *_: 1e12)
 
 
 @pytest.fixture(autouse=True)

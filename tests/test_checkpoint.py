@@ -46,6 +46,8 @@ from smol_scratch.run import remove_old, step_folder
 from smol_scratch.training import TrainingState, make_optimizer, train
 from tests.test_training import TOKENS, begin, losses
 
+pytestmark = pytest.mark.usefixtures("peak")  # none measures the processor first
+
 HELD_OUT = TOKENS[::-1]
 FIRST, THEN = (
     7,
@@ -110,12 +112,6 @@ def fresh_process(call: str, timeout: float = 300) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.fixture(autouse=True)
-def peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare each run the second in which it measures the processor."""
-    monkeypatch.setattr(hardware, "device_peak", lambda *_: 1e12)
 
 
 # Exact resume

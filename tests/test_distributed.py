@@ -30,10 +30,13 @@ from smol_scratch.checkpoint import load_checkpoint, read_state, save_checkpoint
 from smol_scratch.training import DivergedError, TrainingState, train
 from tests.test_training import SMALL, TOKENS, WORDS, begin, numbers, with_changes
 
-pytestmark = pytest.mark.skipif(
-    not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
-    reason="needs Linux and gloo",
-)
+pytestmark = [
+    pytest.mark.usefixtures("peak"),  # none measures the processor first
+    pytest.mark.skipif(
+        not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
+        reason="needs Linux and gloo",
+    ),
+]
 
 ROOT = Path(__file__).parent.parent
 TEXT = (TOKENS * 3)[: 7 * 32 + 1]  # seven batches of 4 × 8 a pass, in pieces of any size
@@ -112,18 +115,13 @@ def work(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def torchrun(*arguments: str) -> list[str]:
-    """Return the command that starts two processes."""
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+def torchrun(*arguments: str, processes: int = 2) -> list[str]:
+    """Return the command that starts so many processes."""
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     return [sys.executable, *start, *arguments]
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-@pytest.fixture(autouse=True)
-def peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "device_peak", lambda *_: 1e12)
 
 
 @pytest.fixture(scope="module")

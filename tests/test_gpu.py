@@ -438,6 +438,11 @@ def test_what_is_no_record_is_refused_in_a_line(tmp_path, capsys):
 # The whole
 
 
+# Compiled code sums in another order, which is rounding: eight times what was measured, in the type
+# that this machine's processor chooses. A wrong gradient is off by its own size.
+ROUNDED = {"float32": 1.6e-5, "bfloat16": 0.16}
+
+
 @pytest.mark.slow
 def test_every_stage_runs_without_a_card(tmp_path):
     """The budget is wide, since nothing here asserts times."""
@@ -448,8 +453,8 @@ def test_every_stage_runs_without_a_card(tmp_path):
     assert not any(one["errors"] for one in found), [one["errors"] for one in found]
     parities, speeds, run = (found[i]["result"] for i in (1, 4, 6))
     assert parities["differing"] == []
-    # Compiled code sums in another order, which is rounding; a wrong gradient is off by its size.
-    assert found[3]["result"]["compile"]["gradients_apart"] < 1e-3
+    compiled = found[3]["result"]["compile"]
+    assert compiled["gradients_apart"] < ROUNDED[compiled["dtype"]]
     assert speeds["compiler"] == speed.TRIED_WITH
     for variant in speed.TRAINING:
         assert speeds[f"step, {variant.name}"]["tokens_per_s"] > 0

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smol_scratch import hardware
 from smol_scratch.__main__ import main
 from smol_scratch.checkpoint import load_checkpoint, read_state, save_checkpoint
 from smol_scratch.fast import attention_by_size
@@ -31,10 +30,7 @@ from smol_scratch.shards import write_shards
 from tests.test_shards import Letters
 from tests.test_training import SHAPE, begin, losses, same, weights
 
-
-@pytest.fixture(autouse=True)
-def peak(monkeypatch):
-    monkeypatch.setattr(hardware, "device_peak", lambda *_: 1e12)
+pytestmark = pytest.mark.usefixtures("peak")  # none measures the processor first
 
 
 def texts(count, first=1):

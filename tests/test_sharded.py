@@ -33,13 +33,16 @@ from smol_scratch.config import SmolLM2Config
 from smol_scratch.model import SmolLM2
 from smol_scratch.sharing import export_pretrained
 from smol_scratch.training import TrainingState
-from tests.test_distributed import ENVIRONMENT, ROOT, TEXT, follow
+from tests.test_distributed import ENVIRONMENT, ROOT, TEXT, follow, torchrun
 from tests.test_training import OPTIONS, RECIPE, SMALL, WORDS
 
-pytestmark = pytest.mark.skipif(
-    not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
-    reason="needs Linux and gloo",
-)
+pytestmark = [
+    pytest.mark.usefixtures("peak"),  # none measures the processor first
+    pytest.mark.skipif(
+        not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
+        reason="needs Linux and gloo",
+    ),
+]
 
 UNEVEN = SmolLM2Config(
     block_size=16,
@@ -132,9 +135,8 @@ FULL = DTensor.full_tensor
 
 def launch(processes: int, *words: str) -> str:
     """Run a function of this file in several processes; return what they printed."""
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     done = subprocess.run(
-        [sys.executable, *start, "-m", "tests.test_sharded", *words],
+        torchrun("-m", "tests.test_sharded", *words, processes=processes),
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
@@ -143,11 +145,6 @@ def launch(processes: int, *words: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.fixture(autouse=True)
-def peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "device_peak", lambda *_: 1e12)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from benchmarks import record_names
-from smol_scratch import accounting, assets, hardware, run, training
+from smol_scratch import accounting, assets, run, training
 from smol_scratch.__main__ import main
 from smol_scratch.checkpoint import STATE, read_state
 from smol_scratch.config import SmolLM2Config
@@ -50,6 +50,8 @@ from smol_scratch.training import (
     train,
     train_step,
 )
+
+pytestmark = pytest.mark.usefixtures("peak")  # none measures the processor first
 
 LOG = list(csv.DictReader((assets.records() / "description_log.csv").open(encoding="utf-8")))
 
@@ -108,12 +110,6 @@ def weights(state: TrainingState) -> dict[str, torch.Tensor]:
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Say whether all weights are equal, bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.fixture(autouse=True)
-def peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare each run the second in which it measures the processor."""
-    monkeypatch.setattr(hardware, "device_peak", lambda *_: 1e12)
 
 
 # Schedules

@@ -344,6 +344,13 @@ def chromium():
         browser.close()
 
 
+def unfold(page):
+    """Open all that is folded, and wait for the formulas."""
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    if page.evaluate("!!document.querySelector('.math')"):
+        page.wait_for_selector("mjx-container", state="attached")
+
+
 @slow
 @in_browser
 def test_nothing_is_asked_of_others_and_a_phone_shows_all(served, own, chromium):
@@ -353,9 +360,7 @@ def test_nothing_is_asked_of_others_and_a_phone_shows_all(served, own, chromium)
     page.on("pageerror", lambda error: errors.append(str(error)))
     for name in own:
         page.goto(f"{served}/{name}", wait_until="load")
-        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-        if page.evaluate("!!document.querySelector('.math')"):
-            page.wait_for_selector("mjx-container", state="attached")
+        unfold(page)
         if (width := page.evaluate("document.documentElement.scrollWidth")) > 390:
             wide.append((name, width))
     assert wide == []
@@ -383,9 +388,7 @@ def test_on_paper_nothing_is_cut_off(built, own, chromium):
     cut = {}
     for name in own:
         page.goto(f"{built.as_uri()}/{name}", wait_until="load")
-        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-        if page.evaluate("!!document.querySelector('.math')"):
-            page.wait_for_selector("mjx-container", state="attached")
+        unfold(page)
         if found := page.evaluate(CUT):
             cut[name] = found[:5]
     assert cut == {}
@@ -491,20 +494,18 @@ def test_figures_keep_their_white_page_in_the_dark(built, chromium):
 @slow
 @in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(built, chromium, scheme):
+def test_axe_finds_nothing_serious(built, own, chromium, scheme):
     """``npm pack axe-core``, unpack it, and name its ``axe.min.js`` in AXE_CORE."""
     if not (axe := os.environ.get("AXE_CORE")):
         pytest.skip("AXE_CORE names no axe.min.js")
     context = chromium.new_context(color_scheme=scheme)
     page = context.new_page()
     said = []
-    for name in ("index", "notebooks/03_gqa", "glossary", "api", "proofs", "search"):
-        page.goto(f"{built.as_uri()}/{name}.html{'?q=attention' if name == 'search' else ''}")
-        if name == "search":
+    for name in own:
+        page.goto(f"{built.as_uri()}/{name}{'?q=attention' if name == 'search.html' else ''}")
+        if name == "search.html":
             page.wait_for_selector("#search-results ul.search li a")
-        if page.evaluate("!!document.querySelector('.math')"):
-            page.wait_for_selector("mjx-container", state="attached")
-        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        unfold(page)
         page.add_script_tag(path=axe)
         found = page.evaluate("axe.run(document).then((result) => result.violations)")
         said += [
