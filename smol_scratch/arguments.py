@@ -65,6 +65,8 @@ def explained(function: F) -> F:
                 raise  # nothing is wrong with the types, or it says so itself
             raise TypeError(wrong) from error
 
+    # torch.compile makes at most eight graphs of one code: each function has its own, as if bare.
+    call.__code__ = call.__code__.replace(co_name=function.__name__)
     return call  # type: ignore[return-value]
 
 

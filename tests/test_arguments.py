@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pickle
 import re
@@ -359,6 +360,7 @@ def test_checked_looks_before_and_explained_after():
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_the_compiler_sees_one_graph(accelerated):
     """Checks that the compiler could not read would break it, which ``fullgraph`` refuses."""
+    torch._dynamo.reset()  # what other tests have compiled counts too
     model = SmolLM2(C).eval()
     if accelerated:
         fast.accelerate(model)
@@ -366,6 +368,18 @@ def test_the_compiler_sees_one_graph(accelerated):
     found = torch.compile(model, backend=counter, fullgraph=True)(IDS)[0]
     assert torch.equal(found, model(IDS)[0])
     assert counter.frame_count == 1
+
+
+def test_graphs_of_one_function_leave_another_all_of_its_own():
+    """The compiler makes at most ``recompile_limit`` graphs of one code, then none."""
+    torch._dynamo.reset()
+    for kind in (RMSNorm, SwiGLU):
+        for more in range(torch._dynamo.config.recompile_limit):
+            config = dataclasses.replace(C, n_embd=C.n_embd + 2 * more)
+            module = RMSNorm(config.n_embd) if kind is RMSNorm else SwiGLU(config)
+            counter = CompileCounter()
+            torch.compile(module, backend=counter, fullgraph=True)(torch.ones(1, config.n_embd))
+            assert counter.frame_count == 1, (kind, more)
 
 
 def test_a_model_is_exported_as_one_graph():
