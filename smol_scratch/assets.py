@@ -233,9 +233,12 @@ def fetch() -> None:
     wanted = ["--quiet", "--no-deps", "--require-hashes", "-r", str(requirements())]
     target.mkdir(parents=True, exist_ok=True)
     # Into an empty folder first: to install over what is there is not something that pip promises.
-    with tempfile.TemporaryDirectory(prefix=".fetched.", dir=target) as new:
+    with tempfile.TemporaryDirectory(prefix=".fetched.", dir=target) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        old.mkdir()
         for installer in _installers():
-            command = [*installer, "--target", new, *wanted]
+            command = [*installer, "--target", str(new), *wanted]
             if subprocess.run(command, env=os.environ | PIP_SETTINGS).returncode == 0:
                 break
         else:
@@ -246,10 +249,8 @@ def fetch() -> None:
                 f"what it puts into assets to {target}, or set SMOL_SCRATCH_DATA to a folder that "
                 "has assets/ in it."
             )
-        for part in Path(new).iterdir():
+        for part in new.iterdir():
             place = target / part.name
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
-            else:
-                place.unlink(missing_ok=True)
+            if place.exists() or place.is_symlink():
+                place.rename(old / part.name)  # whole or away, whenever this is interrupted
             part.replace(place)

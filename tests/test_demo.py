@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -703,6 +707,50 @@ def test_weights_without_a_chat_template_only_continue_texts(tokenizer):
         assert labels == {"Generate": True, "Stop": True, "New conversation": False}
     finally:
         page.close(verbose=False)
+
+
+# Each token takes its time, so that Ctrl-C finds the page writing.
+SLOWLY = """
+import sys, time, torch
+real = torch.multinomial
+def slowly(*given, **named):
+    time.sleep(0.2)
+    return real(*given, **named)
+torch.multinomial = slowly
+from smol_scratch.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+def test_ctrl_c_ends_the_page_quietly_idle_or_writing_and_frees_its_port(tokenizer, tmp_path):
+    folder = str(export_pretrained(small_model(), tmp_path / "model", tokenizer=tokenizer))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for writing in (True, False):  # the second start has the port of the first
+        with contextlib.ExitStack() as still_open:
+            process = subprocess.Popen(
+                [sys.executable, "-c", SLOWLY, "demo", "--ckpt", folder, "--port", port],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env=os.environ | {"PYTHONPATH": str(assets.ROOT)},
+            )  # fmt: skip
+            still_open.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("weights: ")
+            line = process.stdout.readline()
+            assert line == f"the page is at http://127.0.0.1:{port}/; Ctrl-C stops it\n"
+            if writing:
+                url = f"http://127.0.0.1:{port}/gradio_api/call/generate"
+                data = list((REQUEST | {"tokens": 200, "temperature": 1.0}).values())
+                event = httpx.post(url, json={"data": data}).json()["event_id"]
+                reply = still_open.enter_context(httpx.stream("GET", f"{url}/{event}", timeout=60))
+                lines = reply.iter_lines()
+                while "1 token:" not in next(lines):
+                    pass
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=10)
+            assert (process.returncode, said) == (130, ("", "\n"))
 
 
 def at_once(coroutine: Any) -> Any:

@@ -310,6 +310,47 @@ def test_a_report_is_replaced_by_the_next_one(tmp_path, monkeypatch):
     assert json.loads(file.read_text())["kind"] == doctor.KIND
 
 
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize(
+    ("home", "name"), [(doctor, "anonymous_json"), (Path, "write_text"), (Path, "replace")]
+)
+def test_ctrl_c_while_the_report_is_written_leaves_the_earlier_one_or_none(
+    home, name, earlier, tmp_path, monkeypatch
+):
+    """Half of one would be taken for no report by the next start, and refused."""
+    for look in ("look_at_machine", "look_at_versions"):
+        monkeypatch.setattr(doctor, look, lambda report: None)
+    monkeypatch.setattr(doctor, "import_package", lambda report: False)
+    file = tmp_path / "report.json"
+    if earlier:
+        doctor.examine_machine(file)
+    before = file.read_bytes() if earlier else None
+    write = Path.write_text
+
+    def interrupted(*given):
+        if name == "write_text":
+            write(given[0], given[1][:9], given[2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            doctor.examine_machine(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"] * earlier
+    assert not earlier or file.read_bytes() == before
+    assert doctor.examine_machine(file) == 0
+
+
+def test_as_a_file_it_ends_quietly_after_ctrl_c_too(monkeypatch, capsys):
+    def interrupted(target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "examine_machine", interrupted)
+    monkeypatch.setattr(sys, "argv", ["doctor.py"])
+    assert doctor.main() == 130
+    assert capsys.readouterr() == ("", "\n")
+
+
 def test_versions_are_compared_as_numbers():
     assert doctor.number("2.13.0+cpu") == (2, 13, 0) > doctor.number("2.9")
     assert doctor.number("0.21.0rc1") >= doctor.number("0.21")

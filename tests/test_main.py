@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from smol_scratch import (
     SmolLM2Config,
     assets,
     commands,
+    doctor,
     export_pretrained,
     fast,
     generation,
@@ -443,20 +445,40 @@ def test_a_pipe_that_closes_while_text_is_written_ends_it_quietly(folders):
     assert done.returncode == 141
 
 
-# A command, and the function in whose stead Ctrl-C comes: in the middle of the work.
-MOMENTS = {
-    "export --ckpt {plain} --folder out": "smol_scratch.hub:_write_json",
-}  # fmt: skip
+# A command, the function in whose stead Ctrl-C comes (in the middle of the work; @2: in its second
+# call), and what the command makes, which must not be there afterwards.
+SHARDS = "shards --input text.txt --output stored --shard-tokens 500"
+TRAIN = "train --preset tiny --steps 1 --eval-interval 0 --held-out 0.1 --text text.txt --save run"
+MOMENTS = [
+    ("export --ckpt {plain} --folder out", "smol_scratch.hub:_write_json", "out"),
+    ("export --ckpt {plain} --gguf out.gguf", "gguf.quants:quantize@3", "out.gguf"),
+    ("export --ckpt {plain} --gguf out.gguf", "gguf:GGUFWriter.write_kv_data_to_file", "out.gguf"),
+    ("export --ckpt {plain} --gguf out.gguf", "gguf:GGUFWriter.write_tensors_to_file", "out.gguf"),
+    ("export --ckpt {plain} --gguf out.gguf", "smol_scratch.assets:_flush", "out.gguf"),
+    ("export --ckpt {plain} --space out", "shutil:copytree", "out"),
+    (SHARDS, "smol_scratch.shards:_check_ids@40", "stored/report.json"),
+    (SHARDS, "smol_scratch.assets:_flush@5", "stored/report.json"),
+    (SHARDS, "smol_scratch.shards:_write_index@2", "stored/report.json"),
+    (f"{SHARDS} --unique", "smol_scratch.documents:Seen.is_new@30", "stored/report.json"),
+    ("clinic open 1 --folder desk", "shutil:copyfile", "desk/case-01"),
+    ("clinic open 1 --folder desk", "smol_scratch.assets:_flush@9", "desk/case-01"),
+    (TRAIN, "smol_scratch.texts:pieces_of", "run"),
+    (TRAIN, "smol_scratch.tokenizer:SmolLM2Tokenizer.encode_batch@2", "run"),
+    (TRAIN, "smol_scratch.run:split", "run"),
+    (TRAIN, "smol_scratch.training:TrainingState.create", "run"),
+]
 INTERRUPT = """
-import importlib, os, signal, sys
-module, _, names = sys.argv.pop(1).partition(":")
+import importlib, itertools, os, signal, sys
+place, _, call = sys.argv.pop(1).partition("@")
+module, _, names = place.partition(":")
 home = importlib.import_module(module)
 *outer, name = names.split(".")
 for each in outer:
     home = getattr(home, each)
-real = getattr(home, name)
+real, calls = getattr(home, name), itertools.count(1)
 def interrupted(*given, **named):
-    os.kill(os.getpid(), signal.SIGINT)
+    if next(calls) == int(call or 1):
+        os.kill(os.getpid(), signal.SIGINT)
     return real(*given, **named)
 setattr(home, name, interrupted)
 from smol_scratch.__main__ import main
@@ -464,22 +486,113 @@ sys.exit(main())
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
-@pytest.mark.parametrize("command", MOMENTS)
-def test_ctrl_c_in_the_middle_ends_quietly_and_leaves_nothing_half_written(
-    command, folders, tmp_path
-):
-    (tmp_path / "text.txt").write_text("To be, or not to be: " * 400, "utf-8")
-    words = command.format(**folders).split()
-    env = os.environ | {"PYTHONPATH": str(assets.ROOT)}
+def interrupted_within(place, words, folder):
+    """Run a command that gets Ctrl-C when a function is called; what it says must be quiet."""
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPT, MOMENTS[command], *words],
-        capture_output=True, text=True, cwd=tmp_path, env=env,
+        [sys.executable, "-c", INTERRUPT, place, *words],
+        capture_output=True, text=True, cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(assets.ROOT)},
     )  # fmt: skip
-    assert done.returncode == 130
-    assert "Traceback" not in done.stderr
-    left = {path.name for path in tmp_path.rglob("*")}
-    assert left == {"text.txt"}
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+    assert not re.search("[Ee]rror|[Ee]xception|[Ii]nterrupt", done.stderr), done.stderr
+    return done
+
+
+def no_halves(folder):
+    """Say whether nothing lies in a folder under a name of something that is being written."""
+    return not list(folder.rglob(".*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize(("command", "place", "made"), MOMENTS)
+def test_ctrl_c_in_the_middle_leaves_nothing_half_written_and_the_next_start_works(
+    command, place, made, folders, tmp_path, monkeypatch
+):
+    scenes = (f"Scene {number}. To be, or not to be: {'so ' * number}" for number in range(60))
+    (tmp_path / "text.txt").write_text("<|endoftext|>".join(scenes), "utf-8")
+    words = command.format(**folders).split()
+    interrupted_within(place, words, tmp_path)
+    assert not (tmp_path / made).exists()
+    assert no_halves(tmp_path)
+    if "stored" not in made and "desk" not in made:
+        assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    assert (tmp_path / made).exists()
+    assert no_halves(tmp_path)
+    if "--unique" not in words and made.startswith("stored"):
+        assert main([word.replace("stored", "whole") for word in words]) == 0
+        assert (tmp_path / "stored" / "index.json").read_bytes() == (
+            tmp_path / "whole" / "index.json"
+        ).read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+def test_ctrl_c_while_a_file_is_replaced_keeps_the_earlier_one(folders, tmp_path):
+    (tmp_path / "out.gguf").write_text("mine")
+    words = f"export --ckpt {folders['plain']} --gguf out.gguf --overwrite".split()
+    interrupted_within("gguf:GGUFWriter.write_tensors_to_file", words, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+    assert (tmp_path / "out.gguf").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize(
+    ("words", "place", "open_still"),
+    [
+        ("run 1 round-trip", "smol_scratch.clinic.patient:Patient.inside", True),
+        ("run 1 first-loss", "smol_scratch.clinic.desk:Desk.write", True),
+        ("hint 1", "smol_scratch.assets:_flush", True),
+        ("reset 1", "pathlib:Path.rename", True),
+        ("reset 1", "shutil:rmtree", False),
+    ],
+)
+def test_ctrl_c_at_the_clinic_leaves_a_case_open_or_closed(words, place, open_still, tmp_path):
+    clinic = ["clinic", "--folder", str(tmp_path / "desk")]
+    assert main([*clinic, "open", "1"]) == 0
+    before = sorted(tmp_path.rglob("*"))
+    interrupted_within(place, [*clinic, *words.split()], tmp_path)
+    if open_still:
+        assert sorted(tmp_path.rglob("*")) == before
+    else:
+        assert not (tmp_path / "desk" / "case-01").exists()
+    assert main([*clinic, "open", "1"]) == 0
+    assert main([*clinic, "reset", "1"]) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize(
+    ("place", "written"),
+    [
+        ("smol_scratch.doctor:machine", False),
+        ("smol_scratch.doctor:asset_states", True),
+        ("smol_scratch.probes:examine", True),
+        ("smol_scratch.probes:examine_run", True),
+    ],
+)
+@pytest.mark.parametrize("earlier", [True, False])
+def test_ctrl_c_at_the_doctor_leaves_a_whole_report_or_none(place, written, earlier, tmp_path):
+    """Where it was looking already, what it found; the next start is not refused."""
+    file = tmp_path / "found.json"
+    if earlier:
+        file.write_text(json.dumps({"kind": doctor.KIND, "problems": []}))
+    interrupted_within(place, ["doctor", "--json", str(file)], tmp_path)
+    assert no_halves(tmp_path)
+    doctor.check_target(file)  # as the next start does
+    if earlier or written:
+        report = json.loads(file.read_text("ascii"))
+        assert ("machine" in report) == written
+        assert "ok" not in report
+    else:
+        assert not file.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize("module", ["numpy", "torch._C", "smol_scratch.probes"])
+def test_ctrl_c_at_the_doctor_while_libraries_load_ends_quietly(module, tmp_path):
+    done = interrupted_at(module, "module", tmp_path, "doctor", "--json", "found.json")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert not (tmp_path / "found.json").exists()
 
 
 @pytest.mark.slow

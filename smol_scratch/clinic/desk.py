@@ -9,14 +9,13 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import shutil
 import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from smol_scratch import assets, clinic
+from smol_scratch import assets, clinic, terminal
 from smol_scratch.clinic import patient
 
 PROGRAM = "python -m smol_scratch clinic"
@@ -79,7 +78,8 @@ class Desk:
 
     def write(self, one: clinic.Case, state: dict[str, Any]) -> None:
         """Keep what was done."""
-        assets.write_atomically(self.place(one) / STATE, json.dumps(state).encode())
+        with terminal.interruptible():
+            assets.write_atomically(self.place(one) / STATE, json.dumps(state).encode())
 
     # What can be asked for.
 
@@ -106,12 +106,11 @@ class Desk:
             if place.exists():
                 raise ValueError(f"{place}: is in the way; remove it, or name another --folder")
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            try:
-                patient.admit(place, one.faults)
-                self.write(one, {"kind": KIND, "used": [], "hints": 0, "wrong": 0, "solved": False})
-            except BaseException:  # Ctrl-C too: what is half there would be in the next one's way
-                shutil.rmtree(place, ignore_errors=True)
-                raise
+            state = {"kind": KIND, "used": [], "hints": 0, "wrong": 0, "solved": False}
+            # Whole or not at all: what is half there would be in the next one's way.
+            with terminal.interruptible(), assets.written_whole(place) as new:
+                patient.admit(new, one.faults)
+                (new / STATE).write_text(json.dumps(state), "utf-8")
         print(f"Case {one.number}, level {one.level}: {one.title}\n")
         say(f"“{one.complaint}”", "  ")
         print()
@@ -149,7 +148,8 @@ class Desk:
 
         torch.set_num_threads(1)  # the models are tiny
         print(f"{name} (cost {tools[name].cost}): {tools[name].asks}")
-        reading = INSTRUMENTS[name](patient.Patient(self.place(one)))
+        with terminal.interruptible():  # some write models into a folder of their own
+            reading = INSTRUMENTS[name](patient.Patient(self.place(one)))
         for line in reading.lines:
             print(f"  {line}")
         if name not in state["used"]:
@@ -208,7 +208,12 @@ class Desk:
     def reset(self, one: clinic.Case) -> None:
         """Forget a case, its copy included."""
         self.state(one)
-        shutil.rmtree(self.place(one))
+        # Under its own name there is never a part of a case.
+        with (
+            terminal.interruptible(),
+            tempfile.TemporaryDirectory(prefix=".closed.", dir=self.folder) as gone,
+        ):
+            self.place(one).rename(Path(gone, "case"))
         print(f"case {one.number} is closed; nothing of it is left")
 
 
