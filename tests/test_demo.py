@@ -709,6 +709,19 @@ def test_weights_without_a_chat_template_only_continue_texts(tokenizer):
         page.close(verbose=False)
 
 
+def test_the_page_says_below_its_title_what_it_is_for(model, tokenizer):
+    """In a sentence, after one on what a token is; nobody knows the word who comes here."""
+    page = demo.build(model, tokenizer, SOURCE)
+    (head,) = (block.value for block in page.blocks.values()
+               if getattr(block, "elem_id", None) == "head")  # fmt: skip
+    assert head.startswith(f"<h1>{demo.TITLE}</h1><p>{demo.PURPOSE}</p>")
+    words = " ".join(demo.PURPOSE.split())
+    what, why = re.findall(r"[^.]+\.", words)
+    assert what.startswith("The model writes one token at a time: ")
+    assert "the probability that the model gave it, so you see" in why
+    assert len(words.split()) < 50
+
+
 # Each token takes its time, so that Ctrl-C finds the page writing.
 SLOWLY = """
 import sys, time, torch
