@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 import tyro
 
@@ -33,8 +33,8 @@ def train(
 ) -> None:
     """Train a model: the 135M on tiny Shakespeare unless told otherwise.
 
-    The recipe changes what is learned, and a checkpoint carries it. The rest is asked of this
-    sitting alone.
+    A checkpoint keeps all that is asked but the paths: with --ckpt, what is left out is as it was,
+    and --help shows it.
     """
     if sitting.compile:
         require_compiler()
@@ -515,13 +515,73 @@ Build, train and use SmolLM2, a small language model, from scratch.
   {program} generate --ckpt first "ROMEO:" """.rstrip()
 
 
-def train_from(before: TrainingConfig, asked: RunOptions) -> Callable[..., None]:
-    """Return ``train`` with other defaults: what a flag left out means depends on --ckpt."""
+# How ``train --help`` lists the flags: what each group is about, and whose flags they are.
+GROUPS = {
+    "run": (
+        "How long it is, where it goes on from, and what it leaves.",
+        ("steps", "ckpt", "save", "checkpoint_interval", "keep", "metrics"),
+    ),
+    "model": (
+        "What is trained: random weights of a preset's shape, or weights that are there.",
+        ("preset", "init", "block_size", "init_std", "dropout", "seed"),
+    ),
+    "data": (
+        "What it is trained on: tiny Shakespeare, a text, or shards; and in what pieces.",
+        ("text", "held_out", "batch_size", "sequence_length", "accumulate",
+         "shards", "weights", "order", "mask_documents"),
+    ),
+    "schedule": (
+        "The learning rate, step by step.",
+        ("learning_rate", "min_learning_rate", "warmup_steps", "lr_schedule", "schedule",
+         "schedule_steps", "decay_steps"),
+    ),
+    "optimizer": (
+        "AdamW.",
+        ("weight_decay", "decay_matrices_only", "beta1", "beta2", "clip"),
+    ),
+    "device": (
+        "What computes, how exactly, how fast, and with how much memory.",
+        ("device", "precision", "compile", "fast", "shard", "checkpoint_activations"),
+    ),
+    "log": (
+        "What is told while it runs.",
+        ("log_interval", "eval_interval", "eval_sequences", "tracker"),
+    ),
+}  # fmt: skip
 
-    def command(recipe: TrainingConfig = before, sitting: RunOptions = asked) -> None:
-        train(recipe, sitting)
+
+def train_from(before: TrainingConfig, asked: RunOptions) -> Callable[..., None]:
+    """Return ``train`` with a flag for each field, in groups, and other defaults.
+
+    What a flag left out means depends on --ckpt.
+    """
+    kinds = get_type_hints(TrainingConfig) | get_type_hints(RunOptions)
+    defaults, said = vars(before) | vars(asked), ""
+    for fields in (TrainingConfig, RunOptions):
+        said += (fields.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0] + "\n"
+    parameters = []
+    for name, (about, flags) in GROUPS.items():
+        group = dataclasses.make_dataclass(
+            name, [(flag, kinds[flag], dataclasses.field(default=defaults[flag])) for flag in flags]
+        )
+        group.__doc__ = f"{about}\n\nAttributes:\n{said}"
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=group(), annotation=group
+            )
+        )
+
+    def command(**groups: Any) -> None:
+        values = {name: value for group in groups.values() for name, value in vars(group).items()}
+        recipe, sitting = (
+            {field.name: values[field.name] for field in dataclasses.fields(of)}
+            for of in (TrainingConfig, RunOptions)
+        )
+        train(TrainingConfig(**recipe), RunOptions(**sitting))
 
     command.__doc__ = train.__doc__
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
 
 

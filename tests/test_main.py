@@ -1,5 +1,6 @@
 """The command line: prompts from everywhere, one line for each slip, terminals of every kind."""
 
+import dataclasses
 import importlib
 import io
 import json
@@ -9,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,8 +28,9 @@ from smol_scratch import (
     speaker,
 )
 from smol_scratch.__main__ import NAME, main
-from smol_scratch.commands import COMMANDS, EXAMPLES, overview
+from smol_scratch.commands import COMMANDS, EXAMPLES, GROUPS, overview
 from smol_scratch.generation import CHAT_TEMPLATE
+from smol_scratch.recipe import RunOptions, TrainingConfig
 from smol_scratch.sampling import Sampling
 from smol_scratch.terminal import read, with_flags
 
@@ -663,6 +666,43 @@ def test_each_command_has_help(capsys, name):
     assert "``" not in said
     *_, last = said.splitlines()
     assert last == f"  {NAME} {name} {EXAMPLES[name]}".rstrip()
+
+
+FIELDS = [field for of in (TrainingConfig, RunOptions) for field in dataclasses.fields(of)]
+
+
+def test_every_flag_of_train_stands_in_one_short_named_group(capsys):
+    grouped = [flag for _, flags in GROUPS.values() for flag in flags]
+    assert sorted(grouped) == sorted(field.name for field in FIELDS)
+    assert max(len(flags) for _, flags in GROUPS.values()) <= 9
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    # A frame, whatever it is drawn with: title, what the group is about, and its flags.
+    titled = re.split(r"^\W+ (?:(\w+) )?options \W+$", capsys.readouterr().out, flags=re.M)
+    assert titled[1::2] == [None, *GROUPS]
+    for box, (about, flags) in zip(titled[4::2], GROUPS.values(), strict=True):
+        lines = [line.strip("|│ ") for line in box.strip().splitlines()]
+        assert about.startswith(lines[0])
+        names = [flag.replace("_", "-") for flag in flags]
+        assert re.findall(r"^--([a-z][a-z0-9-]*)", "\n".join(lines), re.M) == names
+
+
+def test_what_is_asked_of_train_arrives_and_the_rest_is_as_before(monkeypatch):
+    asked = []
+    monkeypatch.setattr(commands, "train", lambda *given: asked.append(given))
+    before = TrainingConfig(steps=7, clip=0.5, text=Path("a b.txt"), seed=3)
+    options = RunOptions(ckpt=Path("old"), keep=2, compile=True)
+    command = commands.train_from(before, options)
+    read(command, "train", [])()
+    line = "--clip 2 --no-compile --save new --beta1 0.5"
+    read(command, "train", line.split())()
+    assert asked == [
+        (before, options),
+        (
+            dataclasses.replace(before, clip=2.0, beta1=0.5),
+            dataclasses.replace(options, compile=False, save=Path("new")),
+        ),
+    ]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
