@@ -66,7 +66,7 @@ def explained(function: F) -> F:
             raise TypeError(wrong) from error
 
     # torch.compile makes at most eight graphs of one code: each function has its own, as if bare.
-    call.__code__ = call.__code__.replace(co_name=function.__name__)
+    call.__code__ = call.__code__.replace(co_name=function.__name__)  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 
