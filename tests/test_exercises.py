@@ -347,6 +347,7 @@ def test_each_patient_is_ill_as_its_chart_says_and_in_no_other_way(capsys):
     assert said("rmsnorm.check_diagnoses", found, capsys).startswith("correct: ")
 
 
+@pytest.mark.slow
 def test_what_the_reader_measures_is_what_the_checkers_of_swiglu_expect():
     """The fused matrix is interleaved, up first; a stretched GELU comes near the intact model."""
     model, ids = of_swiglu._real()

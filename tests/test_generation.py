@@ -855,6 +855,7 @@ def test_a_wrong_conversation_is_named(tokenizer, messages, message):
 # The real weights.
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_real_weights_write_what_transformers_writes(real_model, tokenizer):
     prompt = torch.tensor(tokenizer.encode("Once upon a time, in a small village"))
@@ -926,6 +927,7 @@ def errors_in_bfloat16(model: SmolLM2, decoder: CompiledDecoder) -> tuple[float,
     return tuple(float((torch.cat(s).float() - expected).norm()) for s in (plain, ours))
 
 
+@pytest.mark.slow
 def test_compiled_decoding_in_bfloat16_is_as_exact_as_the_plain_one(model):
     half = SmolLM2(dataclasses.replace(model.config, tie_embeddings=False)).eval()
     randomise(half)

@@ -75,6 +75,7 @@ def equal(one: object, other: object) -> bool:
     return one == other
 
 
+@pytest.mark.slow
 def test_each_idiom_runs_on_both_sides_and_gives_the_same_where_the_page_says_so(
     place, monkeypatch, capsys
 ):

@@ -390,13 +390,23 @@ def test_a_changed_definition_is_noticed():
 # --- exercises ---------------------------------------------------------------------------------
 
 
+# Their solutions take minutes together: they run the real model again and again.
+LONG = ("13_inside",)
+
+
 def exercise_cells():
     """Return (notebook's stem, number, stub, solution) of every exercise."""
     for path in PATHS:
         cells = notebook.read(path).cells
         stubs = [i for i, cell in enumerate(cells) if "exercise" in tags(cell)]
         for number, i in enumerate(stubs, start=1):
-            yield pytest.param(path.stem, cells[i].source, cells[i + 1], id=f"{path.stem}-{number}")
+            yield pytest.param(
+                path.stem,
+                cells[i].source,
+                cells[i + 1],
+                id=f"{path.stem}-{number}",
+                marks=[pytest.mark.slow] if path.stem in LONG else [],
+            )
 
 
 def verdict(stem, code):
@@ -526,6 +536,7 @@ def test_a_picture_that_no_eye_can_tell_apart_is_the_same(executed, tmp_path):
     assert "3 passed" in nbval(other, tmp_path)
 
 
+@pytest.mark.slow
 def test_portable_runs_as_other_machines_and_says_what_differs(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SMOL_SCRATCH_THREADS", "2")
     path = tmp_path / "01_small.ipynb"

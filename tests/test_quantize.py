@@ -416,6 +416,7 @@ def test_the_product_that_is_compiled_is_the_plain_one(form, rows):
     assert bool(((ours - exact).abs() <= 96 * 2**-24 * 16 * (size + 1e-30)).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled_decoding_gives_the_scores_of_the_dequantised_weights(form):
     made = quantize(make(), form)

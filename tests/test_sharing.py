@@ -194,6 +194,7 @@ def spoken(card: ModelCard, place: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_card_of_real_weights_names_them_and_their_licence_and_lets_them_speak(
     real_model, tokenizer, tmp_path
 ):

@@ -113,6 +113,7 @@ def test_english_is_cut_at_its_spaces_alone(tokenizer, text):
     assert pieces == list(cut(text[:50_000], 1000, Cuts()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [{}, {"rstrip": True}, {"lstrip": True}, {"single_word": True}])
 @given(
     text=st.lists(

@@ -1105,6 +1105,7 @@ def test_a_page_without_gradio_is_refused_before_anything_is_written(here, capsy
     assert [path.name for path in here.iterdir()] == ["text.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
 def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(here):
     steps = ["--steps", "60", "--dropout", "0.1", "--accumulate", "2"]
@@ -1390,6 +1391,7 @@ def test_a_second_ctrl_c_ends_quietly_and_the_next_start_is_not_refused(here, ca
     assert command("--steps", "5", "--save", "big") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437"])
 def test_an_output_that_is_not_utf_8_stops_nothing(here, encoding):
     command_line = [sys.executable, "-m", "smol_scratch", *SMALL, "--text", "text.txt"]

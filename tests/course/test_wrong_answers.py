@@ -36,7 +36,19 @@ def unfit(topic, name, answers, capsys):
     return found
 
 
-@pytest.mark.parametrize(("topic", "name"), CHECKERS, ids=lambda part: part)
+# These checkers run the real model, or count through it, for each wrong answer.
+LONG = [*(pair for pair in CHECKERS if pair[0] == "inside"), ("flops", "check_recomputed"),
+        ("parameters", "check_leak")]  # fmt: skip
+
+
+def test_the_long_ones_are_there():
+    assert set(LONG) <= set(CHECKERS)
+
+
+@pytest.mark.parametrize(
+    ("topic", "name"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] if pair in LONG else []) for pair in CHECKERS],
+)
 def test_three_plausible_wrong_answers_get_the_hint_that_fits(topic, name, capsys):
     answers = wrong_answers(topic, name)
     assert len(answers) >= 3, f"tests/course/wrong/{topic}.py: three wrong answers for {name}"
