@@ -23,13 +23,12 @@ document.addEventListener("DOMContentLoaded", () => {
     frame.style.height = `${Math.ceil(event.data.exploreHeight)}px`;
     if (event.data.hello) tell(frame);
   });
-  // What scrolls can be reached by keys.
+  // A table that scrolls can be reached by keys; of the other things that scroll the theme takes care.
   const reachable = new ResizeObserver((all) => all.forEach(({ target }) => {
     if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
     else target.removeAttribute("tabindex");
   }));
-  document.querySelectorAll(".pst-scrollable-table-container, div.highlight > pre, .output_html")
-    .forEach((one) => reachable.observe(one));
+  document.querySelectorAll("article table").forEach((one) => reachable.observe(one));
   // Paper is white.
   const html = document.documentElement;
   let dark = false;
