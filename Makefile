@@ -67,6 +67,7 @@ fuzz: $(READY)
 bench: $(READY)
 	env -u OMP_WAIT_POLICY $(PY) -m benchmarks.bench_training
 	env -u OMP_WAIT_POLICY $(PY) -m benchmarks.bench_generation
+	env -u OMP_WAIT_POLICY $(PY) -m benchmarks.bench_quantize
 
 # Installs nothing: a machine with a card often has its own PyTorch, and no network.
 gpu:

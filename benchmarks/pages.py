@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -110,8 +111,65 @@ def speed() -> str:
     )  # fmt: skip
 
 
+def ranged(values: list[float], form: str = ".2f") -> str:
+    """Return the least and the most of several sittings, once where they print the same."""
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def sittings(record: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return the rows of a record by kind of processor and variant, a row for each sitting."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in read_record(record):
+        found.setdefault(row["kind"], {}).setdefault(row["variant"], []).append(row)
+    return found
+
+
+def generation() -> str:
+    """Return how fast text is written, a table for each kind of processor."""
+    parts = []
+    for kind, variants in sittings("generation_speed.csv").items():
+        rows = [["", "tokens per second", "× `transformers`", "× llama.cpp", "of the limit",
+                 "first token, ms", "peak memory, MB"]]  # fmt: skip
+        for name, sat in variants.items():
+            line = [name]
+            for column, form in (("tokens_per_s", ".0f"), ("times_transformers", ".2f"),
+                                 ("times_llama", ".2f"), ("of_limit", ".0%"),
+                                 ("first_ms", ".0f"), ("peak_mb", ".0f")):  # fmt: skip
+                values = [row[column] for row in sat if row[column] is not None]
+                line.append(ranged(values, form) if values else "")
+            rows.append(line)
+        any_row = next(iter(variants.values()))
+        where = any_row[0]
+        dates = sorted({row["date"] for row in any_row})
+        parts.append(
+            f"**{kind}** ({where['processor']}; {where['versions']}; "
+            f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; sittings: {len(any_row)}):\n\n"
+            + table(*rows, right=6)
+        )
+    return "\n\n".join(parts)
+
+
+def few_bits() -> str:
+    """Return what weights in few bits cost in quality."""
+    parts = []
+    for kind, variants in sittings("quantized_quality.csv").items():
+        rows = [["", "MB", "perplexity", "added loss", "largest change of a logit",
+                 "the same token, of 200"]]  # fmt: skip
+        for name, (row,) in variants.items():
+            perplexity = f"{row['perplexity']:.2f} ± {row['perplexity_error']:.2f}"
+            added = f"{row['added_loss'] + 0.0:+.4f} ± {row['added_error']:.4f}"
+            same = f"{row['agrees']:.1f} ± {row['agrees_error']:.1f}"
+            rows.append([name, f"{row['mb']:.0f}", perplexity, added, f"{row['logit']:.2f}", same])
+        where = next(iter(variants.values()))[0]
+        parts.append(
+            f"**{kind}** ({where['versions']}; {where['date']}):\n\n" + table(*rows, right=5)
+        )
+    return "\n\n".join(parts)
+
+
 BLOCKS = {"long runs": long_runs, "parts": parts, "costs": costs, "equality": equality,
-          "speed": speed}  # fmt: skip
+          "speed": speed, "few bits": few_bits}  # fmt: skip
 MARK = re.compile(
     r"(<!-- written by `python -m benchmarks\.pages`: (.*?) -->\n).*?(\n<!-- to here -->)", re.S
 )
