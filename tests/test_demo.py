@@ -107,6 +107,24 @@ def test_prompts_are_bounded(tokenizer):
         demo.checked_prompt(" \n")
 
 
+def test_the_last_value_within_each_bound_is_taken_and_the_next_is_not():
+    longest = "a" * (16 * demo.MAX_PROMPT)
+    assert demo.checked_prompt(longest) == longest
+    with pytest.raises(ValueError, match="characters"):
+        demo.checked_prompt(longest + "a")
+    for seed in (0, 2**32 - 1):
+        assert demo.checked_seed(seed, True) == seed
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match=f"Seed {seed}: must be .* from 0 to 4294967295"):
+            demo.checked_seed(seed, True)
+        assert 0 <= demo.checked_seed(seed, False) < 1_000_000  # not held: nobody asks for it
+    taken = {"tokens": 400, "temperature": 0, "top_k": 1, "top_p": 1.0}
+    assert demo.checked_sampling(**taken, most=400).tokens == 400
+    for name, beyond in {"tokens": 401, "temperature": -0.1, "top_k": 0, "top_p": 1.1}.items():
+        with pytest.raises(ValueError, match=f"^{name.replace('_', '-').capitalize()} "):
+            demo.checked_sampling(**(taken | {name: beyond}), most=400)
+
+
 def test_a_conversation_is_read_whole_and_leaves_room_for_an_answer(tokenizer):
     turns = [
         {"role": "user", "content": "a"},
@@ -561,6 +579,23 @@ def test_the_page_begins_with_the_settings_of_the_command_line(visit, model):
     assert page.get_by_label("Prompt").input_value() == demo.QUESTIONS[0]
     for question in demo.QUESTIONS:
         assert page.get_by_role("button", name=question).is_visible()
+
+
+@pytest.mark.parametrize(("context", "most"), [(256, 255), (401, 400), (1024, 400)])
+def test_every_end_of_a_slider_is_a_setting_that_can_be_used(context, most, tokenizer):
+    """No more tokens than the context leaves beside one of a prompt, and at most 400."""
+    model = SmolLM2(SmolLM2Config.preset("tiny", n_layer=1, block_size=context))
+    sliders = {
+        block.label: (block.minimum, block.maximum, block.step)
+        for block in demo.build(model, tokenizer, SOURCE).blocks.values()
+        if isinstance(block, demo.gr.Slider)
+    }
+    assert sliders == {
+        "Tokens": (1, most, 1), "Temperature": (0, 2, 0.05), "Top-p": (0.05, 1, 0.05),
+    }  # fmt: skip
+    for end in (0, 1):
+        tokens, temperature, top_p = (ends[end] for ends in sliders.values())
+        demo.checked_sampling(tokens, temperature, None, top_p, most)
 
 
 def test_stop_ends_it_early_and_the_next_one_runs(visit, slow):

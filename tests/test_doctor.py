@@ -310,6 +310,18 @@ def test_a_report_is_replaced_by_the_next_one(tmp_path, monkeypatch):
     assert json.loads(file.read_text())["kind"] == doctor.KIND
 
 
+@pytest.mark.parametrize(("others", "said"), [(5, 5), (6, 6), (7, 6), (9, 6)])
+def test_of_many_problems_the_first_is_told_and_six_are_listed(others, said, capsys):
+    report = doctor.Report()
+    report.problems = [doctor.Problem(f"problem {n} is there") for n in range(1 + others)]
+    doctor.conclude(report, 1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "Verdict: not all is well. problem 0 is there."
+    assert lines[2] == f"  After that, {others} more, which may well follow from it:"
+    assert lines[3 : 3 + said] == [f"    problem {n} is there" for n in range(1, 1 + said)]
+    assert lines[3 + said :] == [f"    and {others - said} more"] * (others > said)
+
+
 @pytest.mark.parametrize("earlier", [True, False])
 @pytest.mark.parametrize(
     ("home", "name"), [(doctor, "anonymous_json"), (Path, "write_text"), (Path, "replace")]

@@ -196,6 +196,17 @@ def test_tensors_that_do_not_fit_are_named(changes, message, folder):
     assert str(folder) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "rest"), [(4, ""), (5, ""), (6, " and 1 more"), (7, " and 2 more")]
+)
+def test_of_many_tensors_that_do_not_fit_five_are_named(wrong, rest, folder):
+    rewrite(folder, **{f"extra{n}": torch.zeros(3) for n in range(wrong)})
+    with pytest.raises(assets.CorruptAssetError) as error:
+        load_pretrained(folder)
+    named = "; ".join(f"extra{n} is unknown" for n in range(min(wrong, 5)))
+    assert str(error.value).endswith(f": {named}{rest}")
+
+
 def test_a_tied_head_stored_twice_is_read_once(folder):
     before = load_pretrained(folder, quiet=True)
     rewrite(folder, **{"lm_head.weight": before.state_dict()[EMBEDDING].clone()})

@@ -214,6 +214,21 @@ def test_all_characters_without_a_token_are_counted_at_once(tmp_path, tokenizer)
         encode_files(file, tokenizer)
 
 
+@pytest.mark.parametrize(("kinds", "rest"), [(7, ""), (8, ""), (9, " and 1 others")])
+def test_of_many_characters_without_a_token_eight_are_listed(tmp_path, tokenizer, kinds, rest):
+    """The most frequent first; the command leaves all of them out."""
+    lacking = ["\x04", "\x06", "\x13", "\x14", "\x16", "\x1d", "\U00040000", "\U00040001",
+               "\U00040002"][:kinds]  # fmt: skip
+    file = tmp_path / "a.txt"
+    file.write_text("To be" + "".join(c * (n + 1) for n, c in enumerate(lacking)), "utf-8")
+    with pytest.raises(ValueError, match="has no token for") as error:
+        encode_files(file, tokenizer)
+    counts = [(f"U+{ord(c):04X}", n + 1) for n, c in enumerate(lacking)][::-1][:8]
+    listed = ", ".join(f"{name} ({n} times)" for name, n in counts)
+    assert f"no token for {listed}{rest}. Leave them out" in str(error.value)
+    assert all(rf"\x{{{ord(c):X}}}" in str(error.value) for c in lacking)
+
+
 def test_what_is_not_there_or_holds_nothing_is_named(tmp_path, tokenizer):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such file or folder"):
         encode_files(tmp_path / "nowhere", tokenizer)

@@ -1368,6 +1368,23 @@ def test_the_hint_to_go_on_is_a_whole_command_that_works(here, capsys, monkeypat
     assert "generate --ckpt 'a b' --prompt ROMEO:" in capsys.readouterr().out
 
 
+def test_the_bar_follows_the_terminal_and_counts_steps(here, monkeypatch):
+    """From where the run goes on to its end; a width of its own would tear a narrower terminal."""
+    bars = []
+
+    class Bar(run.tqdm):
+        def __init__(self, **how):
+            bars.append(how)
+            super().__init__(**how)
+
+    monkeypatch.setattr(run, "tqdm", Bar)
+    assert command("--steps", "2", "--save", "a") == 0
+    assert command("--ckpt", "a", "--steps", "3", "--save", "b") == 0
+    assert [(how["initial"], how["total"]) for how in bars] == [(0, 2), (2, 3)]
+    for how in bars:
+        assert (how["unit"], how["dynamic_ncols"], how["disable"]) == (" step", True, None)
+
+
 def test_the_first_signal_says_what_will_happen(capfd):
     interruption = Interruption("The step ends first.")
     with interruption.watched():
