@@ -15,6 +15,8 @@ L tokens that the cache has room for, V vocabulary. There is no batch and no tim
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -23,10 +25,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from smol_scratch.cache import KVCache
-from smol_scratch.generation import next_logits
-from smol_scratch.model import Block, SmolLM2, rotate
-from smol_scratch.quantize import QuantizedMatrix, Stored, multiply_stored
+from smol_scratch.cache import KVCache, LayerCache
+from smol_scratch.generation import check_step, next_logits
+from smol_scratch.model import Block, GroupedQueryAttention, SmolLM2, fast_attention, rotate
+from smol_scratch.quantize import (
+    QuantizedMatrix,
+    QuantizedSmolLM2,
+    Stored,
+    multiply_stored,
+    settled,
+    transposed,
+)
 from smol_scratch.wrappers import unwrapped
 
 Matrix = Tensor | Stored
@@ -74,7 +83,7 @@ def _multiply(weight: Matrix, x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return weight * F.rms_norm(x.float(), x.shape, eps=eps).type_as(x)  # (C,)
+    return settled(weight * F.rms_norm(x.float(), x.shape, eps=eps).type_as(x))  # (C,)
 
 
 def _block(
@@ -142,7 +151,9 @@ class CompiledDecoder:
 
     The second token takes the seconds of compilation (a C++ compiler must be there, as always for
     ``torch.compile`` on a CPU); make one and keep it. A prompt, and several rows at once, go
-    through the plain model: there the weights are used more than once.
+    through the plain model: there the weights are used more than once. In few bits a prompt's
+    matrices are made whole by a compiled function, since plain PyTorch takes longer for that than
+    for the products; but not the first prompt's, so that the first word need not wait.
 
     The weights are those of the model, not copies. Sums run in another order than in the plain
     model, so scores differ by rounding.
@@ -152,15 +163,32 @@ class CompiledDecoder:
         self.model = model = unwrapped(model)
         weights = [_weights(block) for block in model.model.layers]
         self._groups = [weights[i : i + AT_ONCE] for i in range(0, len(weights), AT_ONCE)]
-        self._blocks = torch.compile(_blocks, fullgraph=True, dynamic=False)
-        self._head = torch.compile(_head, fullgraph=True, dynamic=False)
+        self.used = False
+
+    # ``torch.compile`` takes seconds to import, so it is asked only when it is needed.
+
+    @cached_property
+    def _blocks(self) -> Callable[..., Tensor]:
+        return torch.compile(_blocks, fullgraph=True, dynamic=False)
+
+    @cached_property
+    def _head(self) -> Callable[..., Tensor]:
+        return torch.compile(_head, fullgraph=True, dynamic=False)
+
+    @cached_property
+    def _transposed(self) -> Callable[[Stored], Tensor]:
+        return torch.compile(transposed, fullgraph=True, dynamic=True)
 
     @torch.inference_mode()
     def __call__(self, idx: Tensor, cache: KVCache) -> Tensor:
         """Score what comes after the last token of ``idx``, (B, T) -> (B, V); fill the cache."""
+        model, eps, now = self.model.model, self.model.config.norm_eps, cache.length
+        few_bits = isinstance(self.model, QuantizedSmolLM2)
+        if self.used and few_bits and now == 0 and len(idx) == 1 and idx.numel() > 1:
+            return self._read(idx, cache)
         if idx.shape != (1, 1):
             return next_logits(self.model, idx, cache)
-        model, eps, now = self.model.model, self.model.config.norm_eps, cache.length
+        self.used = True
         L = cache.layers[0].k.shape[2]
         if now >= L:
             raise ValueError(f"{now + 1} tokens do not fit a cache of max_length={L}")
@@ -170,14 +198,49 @@ class CompiledDecoder:
         rope = model.layers[0].self_attn.rope
         cos, sin = rope.cos[now], rope.sin[now]
         x = model.embed_tokens(idx)[0, 0]  # (C,)
+        run = self._blocks
         torch._dynamo.mark_dynamic(future, 0)
         layers = iter(cache.layers)
         for weights in self._groups:
             caches = [(layer.k, layer.v) for layer in islice(layers, len(weights))]
             for tensor in chain(*caches):
                 torch._dynamo.mark_dynamic(tensor, 2)
-            x = self._blocks(x, weights, caches, cos, sin, position, future, eps)
+            x = run(x, weights, caches, cos, sin, position, future, eps)
         for layer in cache.layers:
             layer.length = now + 1
-        head = model.embed_tokens if self.model.config.tie_embeddings else self.model.lm_head
-        return self._head(x, model.norm.weight, _matrix(head), eps)[None]  # (1, V)
+        return self._score(x)
+
+    def _score(self, x: Tensor) -> Tensor:
+        """Score the next token by the last one's vector, (C,) -> (1, V)."""
+        model, config = self.model.model, self.model.config
+        head = model.embed_tokens if config.tie_embeddings else self.model.lm_head
+        return self._head(x, model.norm.weight, _matrix(head), config.norm_eps)[None]
+
+    def _read(self, idx: Tensor, cache: KVCache) -> Tensor:
+        """Do the same for a prompt, (1, T) -> (1, V), whose matrices are in few bits."""
+        check_step(self.model, idx, cache)
+        model = self.model.model
+        x = model.embed_tokens(idx)[0]  # (T, C)
+        for block, layer in zip(model.layers, cache.layers, strict=True):
+            x = x + self._attend(block.self_attn, block.input_layernorm(x), layer)
+            normed, mlp = block.post_attention_layernorm(x), block.mlp
+            hidden = F.silu(self._product(mlp.gate_proj, normed))
+            x = x + self._product(mlp.down_proj, hidden * self._product(mlp.up_proj, normed))
+        return self._score(x[-1])
+
+    def _attend(self, attention: GroupedQueryAttention, x: Tensor, cache: LayerCache) -> Tensor:
+        """Do what ``GroupedQueryAttention`` does for one text, (T, C) -> (T, C)."""
+        D = cache.k.shape[3]
+        q, k, v = (
+            self._product(projection, x).unflatten(-1, (-1, D)).transpose(0, 1)[None]
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )  # (1, heads, T, D)
+        cos, sin = attention.rope.cos[: len(x)], attention.rope.sin[: len(x)]
+        k, v = cache.append(rotate(k, cos, sin), v)
+        gathered = fast_attention(rotate(q, cos, sin), k, v)[0]  # (H, T, D)
+        return self._product(attention.o_proj, gathered.transpose(0, 1).flatten(1))
+
+    def _product(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Multiply each vector, (T, columns) -> (T, rows), summed in float32."""
+        stored = _matrix(module)
+        return (x.float() @ self._transposed(stored)).type_as(x)[:, : stored.rows]

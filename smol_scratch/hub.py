@@ -132,7 +132,12 @@ def load_quantized(
         _fitted(path, config, weights, _skeleton(path, config, weights))
         model = assemble(config, weights)
         template = content.fields.get("tokenizer.chat_template")
-        label = label.replace("dequantised to float32", "as in the file")
+        matrices = [t.kind.name in wanted for t in content.tensors.values() if len(t.shape) == 2]
+        label = (
+            label.replace("dequantised to float32", "as in the file")
+            if all(matrices)
+            else f"{label}; {form}"
+        )
         model.source, model.origin = label, path  # type: ignore[assignment]
         model.chat_template = template if isinstance(template, str) else None  # type: ignore[assignment]
     if not quiet:

@@ -103,9 +103,9 @@ def from_blocks(blocks: Blocks) -> Tensor:
     """Return the weights that blocks stand for, float32: (..., N, bytes) -> (..., C)."""
     data, scale, minimum = blocks
     if minimum is None:
-        return (data.view(torch.int8).float() * scale.float()[..., None]).flatten(-2)
+        return data.view(torch.int8).float().mul_(scale.float()[..., None]).flatten(-2)
     whole = torch.cat((data & 15, data >> 4), dim=-1).float()  # (..., N, 32)
-    return (whole * scale.float()[..., None] + minimum.float()[..., None]).flatten(-2)
+    return whole.mul_(scale.float()[..., None]).add_(minimum.float()[..., None]).flatten(-2)
 
 
 class Stored(NamedTuple):
@@ -200,6 +200,30 @@ def _halves(heads: Tensor) -> tuple[Tensor, Tensor]:
     low = (heads << 16) & -(1 << 31) | (heads & 0x7FFF) << 13
     high = heads & -(1 << 31) | (heads >> 3) & 0x0FFFE000
     return low.view(torch.float32) * 2.0**112, high.view(torch.float32) * 2.0**112
+
+
+def transposed(matrix: Stored) -> Tensor:
+    """Return the whole matrix, columns first: ``dense().T``, in a form that compiles well.
+
+    For several vectors at once: then it is made once, in the processor's cache, and used for all.
+
+    Returns:
+        (C, R) float32, R filled up to whole tiles with zeros.
+    """
+    words, heads = matrix.words.view(torch.int32), matrix.heads.view(torch.int32)
+    tiles, N, W = words.shape[:3]
+    j = (
+        8 * torch.arange(4, dtype=torch.int32, device=words.device)[:, None]
+    )  # (4, 1): one byte each
+    if W * 4 == GROUP:
+        numbers = (words[:, :, :, None] << 24 - j >> 24).float()  # (R/16, N, W, 4, 16)
+        numbers = numbers * heads.view(torch.float32)[:, :, None, None]
+    else:
+        half = j[:2, :, None, None] // 2  # (2, 1, 1, 1): the low one, then the high one
+        numbers = (words[:, :, None, :, None] >> j + half & 15).float()  # (R/16, N, 2, W, 4, 16)
+        scale, minimum = (part[:, :, None, None, None] for part in _halves(heads))
+        numbers = numbers * scale + minimum
+    return numbers.movedim(0, -2).reshape(N * GROUP, tiles * TILE)
 
 
 class QuantizedMatrix(nn.Module):

@@ -39,6 +39,7 @@ from smol_scratch.quantize import (
     quantize,
     quantized,
     to_blocks,
+    transposed,
 )
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.training import TrainingState, train
@@ -376,6 +377,16 @@ def test_the_released_file_is_taken_as_it_is(gguf, real_model):
     )
 
 
+def test_a_file_that_holds_only_some_matrices_in_a_form_says_so(gguf):
+    """The released file's embedding has 8 bits, all else 4: in int8 that alone stays as it is."""
+    made = hub.load_quantized(gguf, "int8", quiet=True)
+    assert str(made.source) == (
+        "SmolLM2-135M-Instruct, 4-bit (Q4_1) dequantised to float32; not the base model; int8"
+    )
+    stored = read_gguf(gguf).tensors["token_embd.weight"].data
+    assert np.array_equal(file_bytes(made.model.embed_tokens.weight.blocks()), stored)
+
+
 def test_the_real_models_scores_are_those_of_its_dequantised_weights(gguf, real_model):
     made = hub.load_quantized(gguf, "int4", quiet=True)
     ids = torch.arange(100, 140)[None]
@@ -418,6 +429,40 @@ def test_the_product_that_is_compiled_is_the_plain_one(form, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [16, 211])
+def test_the_matrix_that_is_made_whole_for_a_prompt_is_the_dense_one(form, rows):
+    matrix = quantized(torch.cat([awkward(), torch.randn(rows, 96)]), form)
+    for stored in (matrix.stored, matrix.stored._replace(words=matrix.words, heads=matrix.heads)):
+        whole = transposed(stored)
+        assert torch.equal(whole[:, : matrix.rows], matrix.dense().T)
+        assert whole.shape == (96, -(-matrix.rows // 16) * 16)
+        assert not whole[:, matrix.rows :].any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prompt_is_read_as_the_dequantised_model_reads_it(form):
+    """Scores, and what the cache then holds; and what cannot be read is named."""
+    made = quantize(make(), form)
+    plain, decoder = dequantize(made), CompiledDecoder(made)
+    decoder.used = True  # the first prompt goes the plain way
+    ids = torch.randint(211, (1, 40))
+    caches = [KVCache(made.config, max_length=50) for _ in range(2)]
+    with torch.inference_mode():
+        ours = decoder(ids, caches[0])
+        exact = plain(ids, cache=caches[1])[0][:, -1]
+    assert torch.allclose(ours, exact, rtol=0, atol=1e-5 * exact.abs().max().item())
+    for mine, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert mine.length == theirs.length == 40
+        for a, b in ((mine.k, theirs.k), (mine.v, theirs.v)):
+            assert torch.allclose(a, b, rtol=0, atol=1e-5 * b.abs().max().item())
+    with pytest.raises(ValueError, match="tokens do not fit a cache of max_length=30"):
+        decoder(ids, KVCache(made.config, max_length=30))
+    other = KVCache(dataclasses.replace(CONFIG, n_layer=3), max_length=50)
+    with pytest.raises(ValueError, match="a cache of 3 layers for a model of 2"):
+        decoder(ids, other)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_compiled_decoding_gives_the_scores_of_the_dequantised_weights(form):
     made = quantize(make(), form)
     plain, decoder = dequantize(made), CompiledDecoder(made)
@@ -430,6 +475,19 @@ def test_compiled_decoding_gives_the_scores_of_the_dequantised_weights(form):
     for prompt in PROMPTS:
         text = generate(plain, prompt, 40, temperature=0)[0]
         assert torch.equal(generate(made, prompt, 40, temperature=0, decoder=decoder)[0], text)
+
+
+def test_the_first_prompt_does_not_wait_for_the_compiler(monkeypatch):
+    made = quantize(make(), "int8")
+    decoder, ways = CompiledDecoder(made), []
+    read = decoder._read
+    monkeypatch.setattr(decoder, "_read", lambda *given: ways.append("compiled") or read(*given))
+    generate(made, PROMPTS[0], 1, temperature=0, decoder=decoder)
+    assert not vars(decoder).keys() & {"_blocks", "_head", "_transposed"}
+    generate(made, PROMPTS[0], 2, temperature=0, decoder=decoder)
+    assert not ways
+    generate(made, PROMPTS[0], 1, temperature=0, decoder=decoder)
+    assert ways == ["compiled"]
 
 
 # The command line
