@@ -225,6 +225,7 @@ def export(
     space: Path | None = None,
     push: str | None = None,
     overwrite: bool = False,
+    quantize: Literal["int8", "int4"] | None = None,
 ) -> None:
     """Write a model for others: a Hugging Face folder, a GGUF file, or a Space with the demo.
 
@@ -237,6 +238,7 @@ def export(
         space: folder of a Hugging Face Space to write.
         push: hub name to upload --folder to; a new one is private.
         overwrite: replace what an earlier export wrote to --folder or --gguf.
+        quantize: have the Space keep its weights in 8 or 4 bits.
 
     Raises:
         ValueError: when nothing is to be written, --push has no --folder, one place is in
@@ -247,6 +249,11 @@ def export(
         raise ValueError(f"--push {push}: uploads a model folder; name one with --folder")
     if not (folder or gguf or space):
         raise ValueError("export: nothing to write; name --folder, --gguf or --space")
+    if quantize and not space:
+        raise ValueError(
+            f"--quantize {quantize}: is what a Space does with its weights; name one with --space "
+            "(a GGUF file takes --type)"
+        )
     if gguf and gguf.exists() and not overwrite:
         raise ValueError(f"--gguf {gguf}: is already there; name another file, or add --overwrite")
     asked = {"--folder": folder, "--gguf": gguf, "--space": space}
@@ -278,7 +285,7 @@ def export(
             sharing.export_gguf(model, gguf, type, tokenizer=tokenizer)
             print(f"wrote {gguf}")
         if space and page:
-            page.write_space(model, tokenizer, space)
+            page.write_space(model, tokenizer, space, quantize)
             print(f"wrote {space}")
         if push and folder:
             print(sharing.push_to_hub(folder, push))
@@ -289,6 +296,7 @@ def demo(
     host: str = "127.0.0.1",
     port: int | None = None,
     share: bool = False,
+    quantize: Literal["int8", "int4"] | None = None,
 ) -> None:
     """Open the demo page, for this machine alone unless told otherwise.
 
@@ -298,6 +306,7 @@ def demo(
         host: address to listen on; 0.0.0.0 lets others in.
         port: a free one where not told.
         share: ask gradio's servers for a public address too, to reach the page on Colab or Kaggle.
+        quantize: keep the weights in 8 or 4 bits; a Q8_0 or Q4_1 GGUF file's stay as they are.
 
     Raises:
         ValueError: when gradio is not installed, or for a host or port that cannot be used.
@@ -306,7 +315,7 @@ def demo(
         raise ValueError(f"--port {port}: must lie between 1 and 65535")
     launch = import_page("demo", "demo").launch
     with terminal.interruptible():
-        launch(ckpt, host=host, port=port, share=share)
+        launch(ckpt, host=host, port=port, share=share, quantize=quantize)
 
 
 def import_page(module: str, what: str) -> ModuleType:

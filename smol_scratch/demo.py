@@ -26,7 +26,7 @@ import torch
 
 from smol_scratch.evaluation import mean_loss
 from smol_scratch.generation import Step, chat_prompt, stop_tokens, stream, text_pieces
-from smol_scratch.hub import load_pretrained
+from smol_scratch.hub import load_pretrained, load_quantized
 from smol_scratch.model import SmolLM2
 from smol_scratch.sampling import Sampling
 from smol_scratch.tokenizer import SmolLM2Tokenizer, tokenizer_for
@@ -570,6 +570,7 @@ def launch(
     port: int | None = None,
     *,
     share: bool = False,
+    quantize: str | None = None,
 ) -> None:
     """Load a model and serve its page until Ctrl-C.
 
@@ -578,11 +579,12 @@ def launch(
         host: as in ``serve``, as are the others.
         port: likewise.
         share: likewise.
+        quantize: "int8" or "int4" keeps the weights in so many bits.
 
     Raises:
         ValueError: when the page cannot be served there.
     """
     check_address(host, port)
-    model = load_pretrained(ckpt)
+    model = load_pretrained(ckpt) if quantize is None else load_quantized(ckpt, quantize)
     tokenizer = tokenizer_for(ckpt, model.config.vocab_size)
     serve(build(model, tokenizer, str(model.source)), host, port, share=share)

@@ -12,17 +12,19 @@ import gradio
 
 from smol_scratch import assets
 from smol_scratch.model import SmolLM2
+from smol_scratch.quantize import FORMS
 from smol_scratch.sharing import export_pretrained
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.wrappers import unwrapped
 
 APP = '''"""Serves the model in model/ with the package beside this file."""
 
-from smol_scratch import load_pretrained, load_tokenizer
+from smol_scratch import load_tokenizer
 from smol_scratch.demo import build, serve
+from smol_scratch.hub import {load}
 
 if __name__ == "__main__":
-    model = load_pretrained("model", quiet=True)
+    model = {load}({how}, quiet=True)
     serve(build(model, load_tokenizer("model"), {source!r}), host=None)
 '''
 README = """---
@@ -55,25 +57,38 @@ def check_space(folder: str | Path) -> Path:
     return folder
 
 
-def write_space(model: SmolLM2, tokenizer: SmolLM2Tokenizer, folder: str | Path) -> Path:
+def write_space(
+    model: SmolLM2,
+    tokenizer: SmolLM2Tokenizer,
+    folder: str | Path,
+    quantize: str | None = None,
+) -> Path:
     """Write a folder ready for a Hugging Face Space, all of it or nothing.
 
     The package's source goes along: the Space then runs the very code it was made with, and needs
-    no address from which to install it. Weights are float32, as they are computed with.
+    no address from which to install it. Weights are written in float32.
 
     Args:
         model: ``model.source`` is what the page will say of it.
         tokenizer: its tokenizer.
         folder: must not exist, or be empty.
+        quantize: "int8" or "int4" has the Space keep them in so many bits once they are read.
 
     Returns:
         The folder.
 
     Raises:
         FileExistsError: when the folder holds something.
+        ValueError: for another form.
     """
+    if quantize not in (None, *FORMS):
+        raise ValueError(f"quantize={quantize!r:.60}: must be one of {', '.join(FORMS)}")
     model, folder = unwrapped(model), check_space(folder)
     source = str(getattr(model, "source", "unknown"))
+    if quantize:
+        source += f"; {quantize}"
+    load, how = ("load_quantized", f'"model", "{quantize}"') if quantize else (
+        "load_pretrained", '"model"')  # fmt: skip
     needed = importlib.metadata.requires("smol_scratch") or []
     names = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]
     pins = [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]
@@ -90,7 +105,7 @@ def write_space(model: SmolLM2, tokenizer: SmolLM2Tokenizer, folder: str | Path)
         )
         if (licence := assets.ROOT / "LICENSE").is_file():
             shutil.copy(licence, new)
-        (new / "app.py").write_text(APP.format(source=source), "utf-8")
+        (new / "app.py").write_text(APP.format(source=source, load=load, how=how), "utf-8")
         (new / "requirements.txt").write_text("\n".join(lines) + "\n", "utf-8")
         (new / "README.md").write_text(card, "utf-8")
     return folder

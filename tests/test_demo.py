@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -28,7 +28,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smol_scratch import SmolLM2, SmolLM2Config, assets, load_pretrained, load_tokenizer
+from smol_scratch import SmolLM2, SmolLM2Config, assets, commands, load_pretrained, load_tokenizer
 from smol_scratch.__main__ import main
 from smol_scratch.generation import (
     CHAT_TEMPLATE,
@@ -281,17 +281,35 @@ def test_launch_takes_the_tokenizer_beside_the_weights(tmp_path, tokenizer, monk
     assert built[0] == (tmp_path / "mine", model.config.vocab_size)
     assert (built[1][0].chat_template, built[1][2]) == ("{{ messages }}", "the folder mine")
     assert built[2] == {"share": False}
+    del built[:]
+    demo.launch(tmp_path / "mine", quantize="int4")
+    assert built[1][2] == "the folder mine; int4"
+    assert built[1][0].model.embed_tokens.weight.form == "int4"
+    assert built[1][0].chat_template == "{{ messages }}"
 
 
 def test_the_command_hands_on_all_that_it_was_told(monkeypatch):
     told: list[Any] = []
     monkeypatch.setattr(demo, "launch", lambda *given, **named: told.append((given, named)))
     assert main(["demo"]) == 0
-    assert main(["demo", "--ckpt", "x", "--host", "0.0.0.0", "--port", "8000", "--share"]) == 0
+    flags = ["--host", "0.0.0.0", "--port", "8000", "--share", "--quantize", "int8"]
+    assert main(["demo", "--ckpt", "x", *flags]) == 0
     assert told == [
-        ((None,), {"host": "127.0.0.1", "port": None, "share": False}),
-        (("x",), {"host": "0.0.0.0", "port": 8000, "share": True}),
+        ((None,), {"host": "127.0.0.1", "port": None, "share": False, "quantize": None}),
+        (("x",), {"host": "0.0.0.0", "port": 8000, "share": True, "quantize": "int8"}),
     ]
+
+
+def test_the_choice_of_bits_is_generates_own(capsys):
+    """One choice, with the same words and the same default, wherever weights speak."""
+    asked = {}
+    for command in (commands.generate, commands.chat, commands.demo, commands.export):
+        choice = inspect.signature(command, eval_str=True).parameters["quantize"]
+        asked[command.__name__] = (choice.annotation, choice.default)
+    assert set(asked.values()) == {(Literal["int8", "int4"] | None, None)}
+    with pytest.raises(SystemExit):
+        main(["export", "--gguf", "x.gguf", "--quantize", "int8"])
+    assert "is what a Space does with its weights" in capsys.readouterr().err
 
 
 # With a server

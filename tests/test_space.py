@@ -15,7 +15,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: a Space needs it"
 
 import gradio
 
-from smol_scratch import demo, space
+from smol_scratch import demo, quantize, space
 from tests.test_demo import ask, continuation, small_model
 
 
@@ -25,9 +25,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_written_space_starts_and_answers(tmp_path, tokenizer):
+@pytest.mark.parametrize("form", [None, "int4"])
+def test_a_written_space_starts_and_answers(form, tmp_path, tokenizer):
     model = small_model("a 'quoted' source")
-    folder = space.write_space(model, tokenizer, tmp_path / "space")
+    folder = space.write_space(model, tokenizer, tmp_path / "space", form)
 
     front = yaml.safe_load((folder / "README.md").read_text("utf-8").split("---")[1])
     assert front["sdk"] == "gradio"
@@ -63,5 +64,13 @@ def test_a_written_space_starts_and_answers(tmp_path, tokenizer):
             process.terminate()
     shown = re.sub(r"<[^>]*>", "", text).removeprefix("ROMEO:")
     ids = tokenizer.encode("ROMEO:")
+    if form:
+        model = quantize.quantize(model, form)
     assert shown == demo.escaped(continuation(model, tokenizer, ids, 5, 0, temperature=0))
     assert status.startswith("<p>5 tokens")
+
+
+def test_a_space_in_another_form_is_refused_before_anything_is_written(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="quantize='int3': must be one of int8, int4"):
+        space.write_space(small_model(), tokenizer, tmp_path / "space", "int3")
+    assert not list(tmp_path.iterdir())
