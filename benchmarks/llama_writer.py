@@ -32,6 +32,11 @@ def main() -> None:
         for _ in range(count):
             next(tokens)
 
+    def took(count: int) -> tuple[float, float]:
+        start, cpu = time.perf_counter(), time.process_time()
+        write(count)
+        return time.perf_counter() - start, time.process_time() - cpu
+
     start = time.perf_counter()
     write(3)
     cold = time.perf_counter() - start
@@ -40,13 +45,15 @@ def main() -> None:
     print(json.dumps({"cold": cold, "version": __version__}), flush=True)
     for line in sys.stdin:
         write(1)
-        start = time.perf_counter()
-        write(1)
-        first = time.perf_counter() - start
-        write(int(line))
-        whole = time.perf_counter() - start - first
-        rate = (int(line) - 1) / (whole - first)
-        print(json.dumps({"first": first, "rate": rate, "peak": peak_memory()}), flush=True)
+        first, first_cpu = took(1)
+        whole, whole_cpu = took(int(line))
+        measured = {
+            "first": first,
+            "rate": (int(line) - 1) / (whole - first),
+            "by_cpu": (int(line) - 1) / (whole_cpu - first_cpu),
+            "peak": peak_memory(),
+        }
+        print(json.dumps(measured), flush=True)
 
 
 if __name__ == "__main__":
