@@ -6,7 +6,8 @@
 Characters of Shakespeare, two blocks 48 wide, 8 × 32 characters a step, every gradient written by
 hand (``smol_scratch/backward.py``). The first record: AdamW at 0.01 for 60 steps, with one bug of
 ``course/measure/backward.py`` in the backward pass. The second: the right gradient for 60 steps
-with AdamW at 0.003 or plain gradient descent at 0.3, and how far each row of the table moved.
+with AdamW at 0.003 or plain gradient descent at 0.3: how far each row of the table moved, and how
+steadily its gradients pointed one way.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ def rows_moved() -> None:
     letters, table = races.characters(), io.StringIO()
     table.write("# python -m benchmarks.record_gradients; how far each character's row moved\n")
     out = csv.writer(table, lineterminator="\n")
-    out.writerow(["rule", "seed", "character", "count", "distance"])
+    out.writerow(["rule", "seed", "character", "count", "distance", "steadiness"])
     for rule in ("AdamW", "SGD"):
         for seed in SEEDS:
-            counts, distances = measure.rows_moved(rule, seed, letters)
-            pairs = zip(counts.tolist(), distances.tolist(), strict=True)
-            for number, (count, distance) in enumerate(pairs):
-                out.writerow([rule, seed, number, count, f"{distance:.4f}"])
+            rows = measure.rows_moved(rule, seed, letters)
+            each = zip(
+                rows.counts.tolist(), rows.distance.tolist(), rows.steadiness.tolist(), strict=True
+            )
+            for number, (count, distance, steady) in enumerate(each):
+                out.writerow([rule, seed, number, count, f"{distance:.4f}", f"{steady:.3f}"])
             print(rule, seed, flush=True)
     records = assets.ROOT / "data" / "records"
     assets.write_atomically(records / "rows_moved.csv", table.getvalue().encode())

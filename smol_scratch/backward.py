@@ -171,10 +171,10 @@ def cross_entropy_backward(logits: Tensor, targets: Tensor, count: int) -> Tenso
     Returns:
         (N, V).
     """
-    counts = targets != IGNORED  # (N,)
+    valid = targets != IGNORED  # (N,)
     dlogits = F.softmax(logits, dim=-1)  # (N, V)
-    dlogits[counts.nonzero().squeeze(1), targets[counts]] -= 1
-    return dlogits * (counts.to(logits.dtype) / count).unsqueeze(1)  # (N, V)
+    dlogits[valid.nonzero().squeeze(1), targets[valid]] -= 1
+    return dlogits * (valid.to(logits.dtype) / count).unsqueeze(1)  # (N, V)
 
 
 def head_backward(

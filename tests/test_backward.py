@@ -379,7 +379,7 @@ BUGS = {
     "gate: slope of the sigmoid": ("gate", "s * (1 + gate * (1 - s))", "s * (1 - s)"),
     "gate: gradients exchanged": ("gate", "return dgate, dup", "return dup, dgate"),
     "cross-entropy: divided by all tokens": (
-        "cross-entropy", "dtype) / count)", "dtype) / len(counts))"
+        "cross-entropy", "dtype) / count)", "dtype) / len(valid))"
     ),
     "cross-entropy: 1 / (B T) missing": ("cross-entropy", "dtype) / count)", "dtype))"),
     "cross-entropy: what does not count counts": (

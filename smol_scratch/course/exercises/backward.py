@@ -119,8 +119,10 @@ _RULED_OUT = {
     "dq": "then k_proj's gradient would be right",
     "dK": "then q_proj's gradient would be right",
     "dk": "then q_proj's gradient would be right",
-    "dP": "its factor would reach q and k alike, but the line that makes it has none to lose; "
-          "which line has?",
+    "dP": "a factor lost there would look just the same from outside, but our line for dP has "
+          "none to lose; which line has?",
+    "dq, dk": "a factor lost in the rotation would reach both, but that line has none to lose; "
+              "which line has?",
 }  # fmt: skip
 
 
@@ -145,35 +147,49 @@ def check_fault(answer: Mapping[str, object]) -> str:
     if not isinstance(factor, int | float):
         raise Hint("the factor is a number")
     if abs(factor - 8**0.5) < 0.03:
-        raise Hint("her gradients are that many times too large; multiply by what mends it")
+        raise Hint("her gradients are that many times too large; which factor was lost?")
     if abs(factor - 1 / 8) < 0.003:
         raise Hint("1/8 is 1/D; compare the lengths of her gradient of q_proj and the right one")
     if abs(factor - 8**-0.5) > 0.003:
         raise Hint(f"{factor}: compare the lengths of her gradient of q_proj and the right one")
-    return "1/√8, the 1/√D of the scores, was forgotten in dS: q and k see it, v does not"
+    return "dS lost 1/√8, the 1/√D of the scores: q and k depend on it, v does not"
 
 
 @exercise
 def check_accumulate(answer: Callable[..., dict[str, Tensor]]) -> str:
-    """Expect a function (model, pieces) -> gradients of the mean over all counted targets."""
+    """Expect a function (model, pieces) -> gradients of the mean over all counted targets.
+
+    ``pieces`` can be read once; of its three pieces the second has no target that counts.
+    """
     model, idx, targets = _small()
     targets = targets.clone()
     targets[1, 3:] = -100
-    pieces = [(idx[:1], targets[:1]), (idx[1:], targets[1:])]
+    none = torch.full_like(targets[:1], -100)
+    pieces = [(idx[:1], targets[:1]), (idx[:1], none), (idx[1:], targets[1:])]
     _, want = backward.loss_and_gradients(model, idx, targets)
-    each = [backward.loss_and_gradients(model, *piece)[1] for piece in pieces]
-    found = answer(model, pieces)
+    each = [backward.loss_and_gradients(model, *piece)[1] for piece in (pieces[0], pieces[2])]
+    found = answer(model, iter(pieces))
+    if isinstance(found, Mapping) and not found:
+        raise Hint("nothing came back: `pieces` can be read only once, and a second loop over it "
+                   "finds it empty")  # fmt: skip
     if not isinstance(found, Mapping) or set(found) != set(want):
         raise Hint("return a dictionary with a gradient under each parameter's name")
+    if any(not isinstance(grad, Tensor) for grad in found.values()):
+        raise Hint("a gradient is a tensor; one of these is not")
+    if any(grad.isnan().any() for grad in found.values()):
+        raise Hint("nan: in one piece no target counts, and its mean is 0/0. Leave it out")
 
     def near(expected: Callable[[str], Tensor]) -> bool:
         return all(torch.allclose(found[name], expected(name), atol=1e-6) for name in want)
 
-    if near(lambda name: (each[0][name] + each[1][name]) / 2):
-        raise Hint("this is the mean of the two means: a target in the short piece counts five "
-                   "times as much as one in the long piece")  # fmt: skip
+    if near(lambda name: (each[0][name] + each[1][name]) / 2) or near(
+        lambda name: (each[0][name] + each[1][name]) / 3
+    ):
+        raise Hint("these are the pieces' means, averaged: a target in the short piece counts "
+                   "five times as much as one in the long piece")  # fmt: skip
     if near(lambda name: each[0][name] + each[1][name]):
-        raise Hint("this is the sum of the two means; twice the bug's length")
+        raise Hint("this is the sum of the pieces' means: a target in the short piece counts five "
+                   "times as much as one in the long piece")  # fmt: skip
     if near(lambda name: 16 * each[0][name] + 3 * each[1][name]):
         raise Hint("each piece has its right weight; the sum still wants dividing by all targets")
     if not near(lambda name: want[name]):

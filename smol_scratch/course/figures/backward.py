@@ -36,33 +36,44 @@ def opening(curves: Mapping[str, np.ndarray], steps: Sequence[float], chance: fl
         of each other.""")  # fmt: skip
 
 
-def named(curves: Mapping[str, np.ndarray]) -> Figure:
-    """Draw how far each wrong gradient's last losses lie from those of the right one.
+def named(curves: Mapping[str, np.ndarray], steps: Sequence[float]) -> Figure:
+    """Draw the opening's losses with their names, and the last ones against the right gradient's.
 
     Args:
         curves: name to losses in nats per character, (seeds, points); "right" is among them.
+        steps: of the points.
     """
-    figure, ax = new_figure(figsize=(7.2, 3.5))
+    figure, (top, ax) = new_figure(2, 1, figsize=(7.2, 6.2), height_ratios=[1, 1.15])
+    means = {name: lines.mean(0) for name, lines in curves.items()}
+    worst = max(means, key=lambda name: means[name][-1])
+    others = np.array([line for name, line in means.items() if name not in ("right", worst)])
+    top.fill_between(steps, others.min(0), others.max(0), color=COLOURS["other"], alpha=0.55,
+                     linewidth=0, label="the other five wrong gradients")  # fmt: skip
+    top.plot(steps, means["right"], color=_LINE, linewidth=1.8, label="right gradient")
+    top.plot(steps, means[worst], color=_BACK, linewidth=1.8, label=worst)
+    handles, labels = top.get_legend_handles_labels()
+    top.legend(handles[::-1], labels[::-1], loc="upper right", fontsize=9.5)
+    top.set(xlabel="training step", ylabel="loss\n(nats per character)",
+            title="the seven runs, named")  # fmt: skip
     right = curves["right"][:, -1]
     gaps = {name: lines[:, -1] - right for name, lines in curves.items() if name != "right"}
     for row, gap in enumerate(gaps.values()):
         ax.plot(gap, np.full(len(gap), row), "o", color=_BACK, markersize=7, alpha=0.55,
-                markeredgewidth=0, label="one start: wrong gradient, minus the right one"
-                if row == 0 else None)  # fmt: skip
-        ax.plot([gap.mean()] * 2, [row - 0.3, row + 0.3], color=_BACK, linewidth=2.4,
-                label="their mean" if row == 0 else None)  # fmt: skip
-    ax.plot(right - right.mean(), np.full(len(right), len(gaps)), "s", color=_LINE, markersize=6,
-            label="right gradient: one start, minus the mean of three")  # fmt: skip
-    ax.axvline(0, color=_LINE, linewidth=1)
-    ax.set_yticks(range(len(gaps) + 1), [*gaps, "right gradient: three starts"], fontsize=10)
-    ax.invert_yaxis()
+                markeredgewidth=0)  # fmt: skip
+        ax.plot([gap.mean()] * 2, [row - 0.3, row + 0.3], color=_BACK, linewidth=2.4)
+    ax.axvline(0, color=_LINE, linewidth=1.8)
+    ax.set_yticks(range(len(gaps)), [*gaps], fontsize=10)
+    ax.set_ylim(len(gaps) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
-    ax.set_xlabel("loss of the last ten steps, difference (nats per character)")
-    figure.legend(loc="outside upper center", ncols=1, fontsize=9.5)
-    return describe(figure, """For each wrong gradient, the last losses of three starts minus those
-        of the right gradient from the same starts. Only without the norm's second term are all
-        three far to the right, at a quarter of a nat or more. The other five lie near 0, about as
-        widely as three starts of the right gradient differ among themselves.""")  # fmt: skip
+    ax.set(xlabel="difference (nats per character)",
+           title="last ten steps: loss, minus the right gradient's from the same start\n"
+           "(dot: one start; bar: mean)")  # fmt: skip
+    ax.title.set_fontsize(10.5)
+    return describe(figure, """Above, the opening's seven curves. The highest is the norm's second
+        term left out; the other five wrong gradients are a narrow band around the right one. Below,
+        for each wrong gradient, the last losses of three starts minus those of the right gradient
+        from the same starts. Only without the norm's second term are all three far to the right,
+        at a quarter of a nat; the other five lie near 0.""")  # fmt: skip
 
 
 def _node(ax: Any, x: float, y: float, sign: str, colour: str = "residual") -> None:
@@ -126,7 +137,7 @@ def right_angle() -> Figure:
     out, along = r * (dn - n * (dn * n).mean()), r * n * (dn * n).mean()
     ax.plot([-0.03, 0.21], [-0.21, 1.47], color=_LINE, linewidth=1.5, zorder=0)
     for start, end, colour in ((0 * x, along, "other"), (0 * x, r * dn, "residual"),
-                               (0 * x, out, "wrong"), (out, r * dn, "other")):  # fmt: skip
+                               (0 * x, out, "wrong"), (r * dn, out, "other")):  # fmt: skip
         ax.annotate("", end, start, arrowprops={
             "arrowstyle": "-|>", "color": COLOURS[colour], "linewidth": 2.2, "mutation_scale": 14,
             "shrinkA": 0, "shrinkB": 0})  # fmt: skip
@@ -138,7 +149,7 @@ def right_angle() -> Figure:
         ((1.04, 1.02), "r · dn = (1, 1)", _LINE, "left"),
         ((0.89, -0.16), "dx = (0.84, −0.12)", _BACK, "left"),
         ((0.05, 0.98), "what points\nalong x:\n(0.16, 1.12)", "#666666", "right"),
-        ((0.96, 0.4), "taken out", "#666666", "left"),
+        ((0.96, 0.45), "taken out:\n− (0.16, 1.12)", "#666666", "left"),
     ):
         ax.text(*at, words, color=colour, fontsize=10.5, ha=sides, va="center", weight="bold")
     ax.set(xlim=(-0.75, 1.85), ylim=(-0.3, 1.55), xlabel="channel 1", ylabel="channel 2",
@@ -160,8 +171,8 @@ def way_back() -> Figure:
          (("down", "down", "dm"), ("product", "mlp", "dgate, dup"), ("gate, up", "up", "db"),
           ("norm", "norm", ""))),
         (3.1, "then attention", ("dh", "dx"),
-         (("o", "attention", "dy"), ("softmax", "attention", "dq, dk, dv"),
-          ("RoPE of\nq and k", "query", ""), ("q, k, v", "query", "da"), ("norm", "norm", ""))),
+         (("o", "attention", "dy"), ("attend", "attention", ""), ("RoPE", "query", ""),
+          ("q, k, v", "query", "da"), ("norm", "norm", ""))),
     ):  # fmt: skip
         low = y - 1.9
         ax.plot([0.4, 13.2], [y, y], color=_BACK, linewidth=3, zorder=0)
@@ -175,6 +186,16 @@ def way_back() -> Figure:
             arrow(ax, (at, low), (at - gap, low), colour="wrong")
             at -= gap + wide
             box(ax, at, low - 0.45, wide, name, colour, height=0.9, filled=False)
+            if name == "attend":  # RoPE turns q and k; v goes past it
+                mid, below = at - gap / 2, low - 0.85
+                ax.text(mid, low + 0.55, "dq, dk", fontsize=10, ha="center", va="bottom",
+                        color=_BACK, weight="bold")  # fmt: skip
+                ax.text(mid - gap / 2 - wide / 2, below - 0.1, "dv", fontsize=10, ha="center",
+                        va="top", color=_BACK, weight="bold")  # fmt: skip
+                far = at - 2 * gap - wide - wide / 2
+                ax.plot([at + wide / 2, at + wide / 2, far], [low - 0.45, below, below],
+                        color=_BACK, linewidth=1.5, zorder=0)  # fmt: skip
+                arrow(ax, (far, below), (far, low - 0.45), colour="wrong")
             ax.text(at - gap / 2, low - 0.6, words, fontsize=10, ha="center", va="top",
                     color=_BACK, weight="bold")  # fmt: skip
         ax.plot([at, left], [low, low], color=_BACK, linewidth=1.5, zorder=0)
@@ -191,14 +212,15 @@ def way_back() -> Figure:
         Where the forward pass added, the stream's gradient dout is copied: one copy runs straight
         on, the other goes back through down, the product, gate and up, and the norm. Where the
         forward pass read the stream twice, both are added, to dh. The same again, below, through
-        o, softmax, RoPE, the matrices q, k, v and the first norm gives dx.""")  # fmt: skip
+        o, attention, RoPE (for q and k; v goes past it), the matrices q, k, v and the first norm
+        gives dx.""")  # fmt: skip
 
 
 _KINDS = {
     "logits": "embedding",
     "MLP, 1,536 wide": "gate",
     "stream and attention, 576 wide": "attention",
-    "the rest": "other",
+    "keys, values and the rest": "other",
 }
 
 
@@ -215,7 +237,7 @@ def kept(bars: Mapping[str, Mapping[str, float]]) -> Figure:
             width = kinds.get(kind, 0) / 1000
             ax.barh(row, width, left=left, height=0.62, color=COLOURS[colour],
                     label=kind if row == 0 else None, edgecolor="white")  # fmt: skip
-            if width > 15:
+            if width > 1:
                 ax.text(left + width / 2, row, f"{width:.0f}", ha="center", va="center",
                         color=ink(colour), fontsize=10, weight="bold")  # fmt: skip
             left += width
@@ -247,6 +269,8 @@ def shares(parts: Mapping[str, tuple[float, float, float]], layers: np.ndarray) 
     left.set_yticks(range(len(parts)), list(parts), fontsize=10)
     left.invert_yaxis()
     left.set(xlabel="share in %", title="bar: of the squared gradient\ndiamond: of the parameters")
+    left.axvline(0, color=_LINE, linewidth=1)
+    left.set_xlim(-2, 43)
     left.grid(visible=False, axis="y")
     mean, error = layers.mean(0), layers.std(0, ddof=1) / len(layers) ** 0.5
     right.bar(range(layers.shape[1]), 100 * mean, color=COLOURS["query"], width=0.7)
@@ -255,6 +279,7 @@ def shares(parts: Mapping[str, tuple[float, float, float]], layers: np.ndarray) 
     right.set(xlabel="layer", ylabel="share in %",
               title="of the squared gradient,\nlayer by layer")  # fmt: skip
     right.grid(visible=False, axis="x")
+    figure.supxlabel("black lines: ± one standard error over the four sentences", fontsize=9.5)
     return describe(figure, """Where the squared gradient of a sentence lies. By part: down and the
         table lead, the norms' weights have a share far beyond their number. By layer: layers 0 and
         11 stand out.""")  # fmt: skip
@@ -268,11 +293,9 @@ def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """
     figure, axes = new_figure(1, len(points), figsize=(7.6, 3.1), sharex=True, sharey=True)
     for ax, (title, (counts, distances)) in zip(axes, points.items(), strict=True):
-        seen = counts > 0
-        ax.plot(counts[seen], distances[seen], "o", color=COLOURS["embedding"], alpha=0.35,
-                markersize=4, markeredgewidth=0)  # fmt: skip
-        ax.plot(np.full((~seen).sum(), 0.2), distances[~seen], "s", color=COLOURS["key"],
-                alpha=0.5, markersize=4, markeredgewidth=0)  # fmt: skip
+        ax.plot(np.where(counts > 0, counts, 0.2), distances, "o", color=COLOURS["embedding"],
+                alpha=0.4, markersize=4.5, markeredgewidth=0)  # fmt: skip
+        ax.axvline(0.45, color=_LINE, linewidth=1, linestyle=":")  # left of it: never
         ax.axhline(1, color=_LINE, linewidth=1)
         ax.set(
             title=title,

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from smol_scratch import backward
 from smol_scratch.config import SmolLM2Config
-from smol_scratch.course.measure.block import WithoutGate
 from smol_scratch.course.measure.replaced import replaced
 from smol_scratch.course.notebook import compare
-from smol_scratch.model import SmolLM2, fast_attention, rotate
+from smol_scratch.model import SmolLM2, explicit_attention, fast_attention, rotate
 from smol_scratch.recipe import RunOptions, TrainingConfig
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 from smol_scratch.training import TrainingState, train_step
@@ -37,7 +36,7 @@ def _one_query(dy: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Ten
 
 # Bug: the function of ``backward`` that has it, and that function with the bug.
 WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
-    "rotation turned on, not back": (
+    "rotated forward again, not back": (
         "rotate_backward", lambda dy, cos, sin: rotate(dy, cos, sin)
     ),
     "sum over the group forgotten": ("attention_backward", _one_query),
@@ -45,14 +44,14 @@ WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
         "norm_backward",
         lambda dy, x, w, r: (r * w * dy, _right["norm_backward"](dy, x, w, r)[1]),
     ),
-    "look-up's share of the table lost": (
+    "look-up's gradient lost": (
         "embedding_backward", lambda dx, idx, V: dx.new_zeros(V, dx.shape[-1])
     ),
-    "not divided by the tokens": (
+    "not divided by the token count": (
         "cross_entropy_backward",
         lambda z, y, count: _right["cross_entropy_backward"](z, y, 1),
     ),
-    "SiLU's slope that of the sigmoid": (
+    "sigmoid's slope used for SiLU": (
         "gate_backward",
         lambda dp, gate, up: (
             dp * up * torch.sigmoid(gate) * (1 - torch.sigmoid(gate)),
@@ -228,7 +227,7 @@ def trained(
 
 @dataclass
 class Undivided:
-    """What a gradient that is not divided by the tokens does, clip undone, on three seeds.
+    """What a gradient that is not divided by the token count does, clip undone, on three seeds.
 
     Attributes:
         apart: with AdamW, the largest distance of a loss from that of the right gradient.
@@ -242,47 +241,67 @@ class Undivided:
     peak: float
 
 
-def undivided(letters: Tensor, steps: int = 10, rate: float = 0.1) -> Undivided:
+def undivided(letters: Tensor, rate: float = 0.1) -> Undivided:
     """Undo the clip, and train with a gradient that is not divided by the tokens, on three seeds.
+
+    AdamW makes all 60 steps of the record, plain gradient descent 10.
 
     Args:
         letters: the text, as numbers.
-        steps: of training.
         rate: of plain gradient descent, for the right gradient and for the wrong one.
     """
-    bug, found = "not divided by the tokens", Undivided(0.0, 0.0, math.inf)
+    bug, found = "not divided by the token count", Undivided(0.0, 0.0, math.inf)
     for seed in range(3):
-        right, wrong = (trained(n, seed, letters, clip=1e9, steps=steps)[0] for n in ("right", bug))
+        right, wrong = (trained(n, seed, letters, clip=1e9)[0] for n in ("right", bug))
         found.apart = max(found.apart, *(abs(a - b) for a, b in zip(right, wrong, strict=True)))
         right, wrong = (
-            trained(n, seed, letters, rule="SGD", rate=rate, clip=1e9, steps=steps)[0]
+            trained(n, seed, letters, rule="SGD", rate=rate, clip=1e9, steps=10)[0]
             for n in ("right", bug)
         )
         found.control, found.peak = max(found.control, right[-1]), min(found.peak, max(wrong))
     return found
 
 
-def rows_moved(rule: str, seed: int, letters: Tensor, steps: int = 60) -> tuple[Tensor, Tensor]:
-    """Train a small model; return how often each character occurred, and how far its row moved.
+@dataclass
+class Rows:
+    """What became of each row of the table, (65,) each.
+
+    Attributes:
+        counts: how often its character occurred in the text read.
+        distance: how far the row is from its start.
+        steadiness: length of the sum of its gradients over the sum of their lengths; 1 where all
+            of them point the same way.
+    """
+
+    counts: Tensor
+    distance: Tensor
+    steadiness: Tensor
+
+
+def rows_moved(rule: str, seed: int, letters: Tensor, steps: int = 60) -> Rows:
+    """Train a small model; say how often each character occurred, and what its row did.
 
     Args:
         rule: "AdamW", without weight decay, or "SGD".
         seed: of weights and batches.
         letters: the text, as numbers.
         steps: how many.
-
-    Returns:
-        Counts in the text read, and distances of the table's rows from their start, (65,) each.
     """
     batches, counts = _pieces(letters, seed), torch.zeros(65, dtype=torch.long)
     for _ in range(steps):
         counts += next(batches)[0].flatten().bincount(minlength=65)
+    table = "model.embed_tokens.weight"
+    total, lengths = torch.zeros(65, 48), torch.zeros(65)
+
+    def look(grads: dict[str, Tensor], largest: float) -> None:  # and clip nothing
+        nonlocal total, lengths
+        total, lengths = total + grads[table], lengths + grads[table].norm(dim=1)
+
     rate = 0.003 if rule == "AdamW" else 0.3
-    _, model = trained(
-        "right", seed, letters, rule=rule, rate=rate, decay=0.0, clip=1e9, steps=steps
-    )
-    first, last = (m.get_parameter("model.embed_tokens.weight") for m in (small_model(seed), model))
-    return counts, (last - first).norm(dim=1)
+    with replaced([backward], "clip_gradients", look):
+        _, model = trained("right", seed, letters, rule=rule, rate=rate, decay=0.0, steps=steps)
+    first, last = (m.get_parameter(table) for m in (small_model(seed), model))
+    return Rows(counts, (last - first).norm(dim=1), total.norm(dim=1) / lengths)
 
 
 # What is kept between the two passes.
@@ -290,17 +309,17 @@ def rows_moved(rule: str, seed: int, letters: Tensor, steps: int = 60) -> tuple[
 
 def _kinds(found: Mapping[int, tuple[int, Tensor]], tokens: int) -> dict[str, float]:
     """Sort tensors that are kept by their numbers per token; add the numbers up."""
-    sums = dict.fromkeys(("logits", "MLP, 1,536 wide", "stream and attention, 576 wide",
-                          "the rest"), 0.0)  # fmt: skip
+    rest = "keys, values and the rest"
+    sums = dict.fromkeys(("logits", "MLP, 1,536 wide", "stream and attention, 576 wide", rest), 0.0)
     names = dict(zip((49_152, 1536, 576), sums, strict=False))
     for size, _ in found.values():
         each = size / 4 / tokens
-        sums[names.get(round(each), "the rest")] += each
+        sums[names.get(round(each), rest)] += each
     return sums
 
 
 def kept_by_autograd(model: SmolLM2, idx: Tensor, targets: Tensor) -> dict[str, float]:
-    """Count what autograd keeps of one forward pass, weights aside.
+    """Count what autograd keeps of one forward pass, weights and RoPE's tables aside.
 
     Each piece of memory counts once, however many operations refer to it.
 
@@ -312,7 +331,8 @@ def kept_by_autograd(model: SmolLM2, idx: Tensor, targets: Tensor) -> dict[str, 
     Returns:
         Kind to numbers per token.
     """
-    weights = {w.untyped_storage().data_ptr() for w in model.parameters()}
+    own = (*model.parameters(), *model.buffers())
+    weights = {tensor.untyped_storage().data_ptr() for tensor in own}
     found: dict[int, tuple[int, Tensor]] = {}
 
     def look(tensor: Tensor) -> Tensor:
@@ -352,6 +372,46 @@ def autograds(
     grads = {name: cast("Tensor", weight.grad) for name, weight in model.named_parameters()}
     model.zero_grad()
     return grads
+
+
+def agrees(model: SmolLM2, idx: Tensor, targets: Tensor) -> bool:
+    """Say whether all gradients by hand are within four noise floors of autograd's."""
+    theirs = autograds(model, idx, targets)
+    floor = distances(autograds(model, idx, targets, attend=explicit_attention), theirs)
+    found = distances(backward.loss_and_gradients(model, idx, targets)[1], theirs)
+    return all(found[name] <= 4 * floor[name] for name in theirs)
+
+
+Pieces = Sequence[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def losses_along(
+    model: SmolLM2,
+    pieces: Pieces,
+    gradient: Callable[[SmolLM2, Pieces], Mapping[str, Tensor]],
+    steps: int = 3,
+    small: float = 0.1,
+) -> list[float]:
+    """Take a few steps of plain gradient descent; return the loss before them and after each.
+
+    Args:
+        model: to start from; it stays as it is.
+        pieces: of one batch, (1, T) each; the loss is the mean over all targets that count.
+        gradient: from model and pieces to a gradient for each parameter.
+        steps: how many.
+        small: by how much each step would lower the loss if the gradient were right.
+    """
+    model, losses = copy.deepcopy(model), []
+    idx, targets = (torch.cat(part) for part in zip(*pieces, strict=True))
+    for step in range(steps + 1):
+        losses.append(float(model(idx, targets)[1]))
+        if step < steps:
+            grads = gradient(model, pieces)
+            total = sum(float(grad.norm()) ** 2 for grad in grads.values())
+            for name, weight in model.named_parameters():
+                weight.sub_(grads[name], alpha=small / total)
+    return losses
 
 
 # One whole step.
@@ -497,41 +557,3 @@ def learned(model: SmolLM2, tokenizer: SmolLM2Tokenizer, small: float = 0.02) ->
         ):  # fmt: skip
             into.append(row)
     return Learned(*(torch.stack(row) for row in rows))
-
-
-def exploded(what: str, seed: int, letters: Tensor, rate: float = 6.0, steps: int = 30) -> bool:
-    """Say whether plain gradient descent at a far too high rate blows a small model up.
-
-    Args:
-        what: "nothing", or what is held still in training: "MLPs", "attention", "norms", "head",
-            "look-up"; or "the product", which is taken out of the MLPs.
-        seed: of weights and batches.
-        letters: the text, as numbers.
-        rate: the learning rate.
-        steps: of training.
-
-    Returns:
-        Whether the loss ever exceeded ten times that of a blind guess, or was nan.
-    """
-    still = {"MLPs": "mlp", "attention": "self_attn", "norms": "norm", "head": "lm_head",
-             "look-up": "embed_tokens"}  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = replace(small_model(seed).config, tie_embeddings=False)
-        model = SmolLM2(config)
-    inner: Any = model.model
-    if what == "the product":
-        for block in inner.layers:
-            block.mlp = WithoutGate(block.mlp)
-    batches = _pieces(letters, seed)
-    for _ in range(steps):
-        model.zero_grad()
-        loss = model(*next(batches))[1]
-        if not loss.item() < 10 * math.log(65):
-            return True
-        loss.backward()
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if weight.grad is not None and still.get(what, "nothing") not in name:
-                    weight.sub_(weight.grad, alpha=rate)
-    return False

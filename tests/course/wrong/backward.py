@@ -32,8 +32,9 @@ def nearly(dy, x, weight, eps):
     return dx * 1.001, dweight
 
 
-def accumulated(weigh, divide):
+def accumulated(weigh, divide, skip=True):
     def answer(model, pieces):
+        pieces = [piece for piece in pieces if counted(piece[1]) or not skip]
         grads = [backward.loss_and_gradients(model, *piece)[1] for piece in pieces]
         weights = [weigh(targets) for _, targets in pieces]
         return {
@@ -42,6 +43,15 @@ def accumulated(weigh, divide):
         }
 
     return answer
+
+
+def twice_round(model, pieces):
+    total, sums = sum(counted(targets) for _, targets in pieces), {}
+    for idx, targets in pieces:
+        _, grads = backward.loss_and_gradients(model, idx, targets)
+        for name, grad in grads.items():
+            sums[name] = sums.get(name, 0) + grad * counted(targets) / total
+    return sums
 
 
 def counted(targets):
@@ -74,19 +84,24 @@ WRONG = {
         (fault(7), "the layers are"),
         (fault(variable="dV"), "v_proj's gradient would be wrong"),
         (fault(variable="dq"), "k_proj's gradient would be right"),
-        (fault(variable="dP"), "none to lose"),
+        (fault(variable="dP"), "just the same from outside"),
+        (fault(variable="dq, dk"), "lost in the rotation"),
         (fault(variable="dgate"), "on which line do those two depend"),
-        (fault(factor=8**0.5), "multiply by what mends it"),
+        (fault(factor=8**0.5), "which factor was lost"),
         (fault(factor=torch.tensor(1 / 8)), "1/8 is 1/D"),
         (fault(factor=2), "compare the lengths"),
         (fault(factor="0.35"), "is a number"),
         ({"layer": 1}, "a dictionary with"),
     ],
     "check_accumulate": [
-        (accumulated(lambda _: 1, len), "the mean of the two means"),
-        (accumulated(lambda _: 1, lambda _: 1), "the sum of the two means"),
+        (accumulated(lambda _: 1, len), "means, averaged"),
+        (accumulated(lambda _: 1, lambda weights: len(weights) + 1), "means, averaged"),
+        (accumulated(lambda _: 1, lambda _: 1), "the sum of the pieces' means"),
+        (accumulated(counted, sum, skip=False), "its mean is 0/0"),
+        (twice_round, "only once"),
+        (lambda model, pieces: dict.fromkeys(dict(model.named_parameters()), 0), "is a tensor"),
         (accumulated(counted, lambda _: 1), "still wants dividing"),
-        (accumulated(lambda t: t.numel(), sum), "the mean of the two means"),
+        (accumulated(lambda t: t.numel(), sum), "means, averaged"),
         (accumulated(lambda t: counted(t) + 1, sum), "not the gradient of all"),
         (lambda model, pieces: [], "return a dictionary"),
     ],
