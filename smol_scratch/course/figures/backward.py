@@ -153,7 +153,7 @@ def right_angle() -> Figure:
     ):
         ax.text(*at, words, color=colour, fontsize=10.5, ha=sides, va="center", weight="bold")
     ax.set(xlim=(-0.75, 1.85), ylim=(-0.3, 1.55), xlabel="channel 1", ylabel="channel 2",
-           aspect="equal", title="dx stands at a right angle to x")  # fmt: skip
+           aspect="equal", title="dx is at a right angle to x")  # fmt: skip
     return describe(figure, """Two channels. The gradient r dn = (1, 1) is split into the part along
         x = (1, 7), which is (0.16, 1.12), and the rest, (0.84, −0.12), at a right angle to x.
         The part along x is taken out; the rest is dx.""")  # fmt: skip
@@ -237,14 +237,16 @@ def kept(bars: Mapping[str, Mapping[str, float]]) -> Figure:
             width = kinds.get(kind, 0) / 1000
             ax.barh(row, width, left=left, height=0.62, color=COLOURS[colour],
                     label=kind if row == 0 else None, edgecolor="white")  # fmt: skip
+            narrow = width < 15  # its number stands above it
             if width > 1:
-                ax.text(left + width / 2, row, f"{width:.0f}", ha="center", va="center",
-                        color=ink(colour), fontsize=10, weight="bold")  # fmt: skip
+                ax.text(left + width / 2, row - 0.4 * narrow, f"{width:.0f}", ha="center",
+                        va="bottom" if narrow else "center", fontsize=10, weight="bold",
+                        color="#666666" if narrow else ink(colour))  # fmt: skip
             left += width
         ax.text(left + 4, row, f"{left:.0f}", va="center", fontsize=10)
     ax.set_yticks(range(len(bars)), list(bars))
-    ax.invert_yaxis()
     ax.set(xlabel="numbers kept per token, in thousands (rounded)", xlim=(0, 480))
+    ax.set_ylim(len(bars) - 0.6, -0.75)
     ax.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=2, fontsize=9.5)
     return describe(figure, """What waits in memory between the two passes, per token. Autograd
