@@ -325,16 +325,19 @@ def test_every_instrument_was_seen_to_fail(tmp_path):
     assert not INSTRUMENTS["batch"](Patient(admit(tmp_path / "x", [fault]))).fine
 
 
-def test_the_notebook_shows_the_record():
-    stored = json.loads((assets.ROOT / "notebooks" / "16_clinic.ipynb").read_text("utf-8"))
-    outputs = [
-        "".join(output["data"].get("text/markdown", ""))
-        for cell in stored["cells"]
-        for output in cell.get("outputs", [])
-        if "data" in output
-    ]
-    table = measure.suspects(page.measured())
-    assert sum(table in output for output in outputs) == 1, "run `make refresh`"
+def test_what_the_exercises_of_the_notebook_say():
+    found, four = page.measured(), measure.narrowed(27)
+    assert measure.narrowed("blame-the-cache") == four
+    assert found.seen["nothing-happens"][0] == "gradients"
+    [last] = measure.agreeing(found, four, {"causality": "✓", "cache": "✗"})
+    assert clinic.case(last).number == 27
+    ward = measure.Table("healthy")
+    ward.change("model.py", "pow(2).mean(-1, ", "pow(2).mean((0, -1), ")
+    red = [name for name, fine in ward.use_all().items() if not fine]
+    assert red == ["batch", "half", "accumulate", "foreign", "ladder"]
+    lines = INSTRUMENTS["ladder"](ward.patient).lines
+    assert next(line for line in lines if line[0] == "✗") == lines[0] == "✗ RMSNorm: differs"
+    assert len(page.symptoms()) == 31
 
 
 def test_the_exercise_shows_the_check_that_the_checker_uses():

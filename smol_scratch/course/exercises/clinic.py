@@ -47,7 +47,7 @@ def check_second_report(answer: tuple[dict[str, str], str, int | str, str]) -> s
         raise Hint("an answer is (asked, file, line, cause); asked maps instruments to ✓ or ✗")
     asked, *place = answer
     key, found = clinic.case(27).key, measured()
-    left = measure.narrowed(key, found)
+    left = measure.narrowed(key)
     for tool, mark in asked.items():
         if tool not in found.cost:
             raise Hint(f"{tool}: no such instrument")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -14,7 +14,7 @@ _DRAWERS = {
     "data": "embedding",
     "model": "attention",
     "optimisation": "norm",
-    "evaluation": "query",
+    "evaluation": "down",
 }
 
 
@@ -23,17 +23,19 @@ def drawers() -> Figure:
     figure, ax = canvas(16, 5.2)
     box(ax, 6.2, 4.3, 3.6, "something is wrong", "wrong", height=0.7)
     for left, name, colour, question in (
-        (0.2, "data", "embedding", "Are inputs and\ntargets what the\nmodel should\nbe given?"),
-        (4.2, "model", "attention", "Are the scores\nright, for these\nweights and\nthese tokens?"),
-        (8.2, "optimisation", "norm", "Does a step do\nwhat the formula\nsays, to every\nweight?"),
-        (12.2, "evaluation", "query", "Does the number\nor the text say\nwhat the model\nsays?"),
+        (0.1, "data", "embedding", "Are inputs and\ntargets what the\nmodel should\nbe given?"),
+        (4.3, "model", "attention", "Are the scores\nright, for these\nweights and\nthese tokens?"),
+        (8.6, "optimisation", "norm", "Does a step do\nwhat the formula\nsays, to every\nweight?"),
+        (12.85, "evaluation", "down", "Does the number\nor the text say\nwhat the model\nsays?"),
     ):  # fmt: skip
-        box(ax, left, 2.5, 3.6, name, colour, height=0.7)
-        ax.plot([8, left + 1.8], [4.3, 3.2], color=COLOURS["other"], lw=1.2, zorder=0)
-        ax.text(left + 1.8, 2.3, question, ha="center", va="top", fontsize=10.5)
+        box(ax, left, 2.5, 3.05, name, colour, height=0.7)
+        ax.plot([8, left + 1.5], [4.3, 3.2], color=COLOURS["other"], lw=0.8, ls=":", zorder=0)
+        ax.text(left + 1.5, 2.3, question, ha="center", va="top", fontsize=10.5)
         if left > 1:
-            arrow(ax, (left - 0.45, 2.85), (left + 0.05, 2.85))
-    ax.text(8, 0.05, "→ inherits the faults: a symptom on the right may have its cause on the left",
+            ax.annotate("", (left - 0.05, 2.85), (left - 1.15, 2.85), arrowprops={
+                "arrowstyle": "-|>,head_width=0.45,head_length=0.7", "lw": 3.5, "shrinkA": 0,
+                "shrinkB": 0, "mutation_scale": 14, "color": COLOURS["residual"]})  # fmt: skip
+    ax.text(8, 0.05, "A symptom in one drawer may have its cause in any drawer to its left.",
             ha="center", va="bottom", fontsize=10.5)  # fmt: skip
     return describe(figure, """Four drawers below the words 'something is wrong': data (are inputs
         and targets what the model should be given?), model (are the scores right, for these
@@ -44,23 +46,34 @@ def drawers() -> Figure:
 
 
 def who_sees_what(
-    drawer: Sequence[str], seen: Sequence[Sequence[str]], cost: dict[str, int]
+    cases: Mapping[str, tuple[str, Sequence[str]]], cost: dict[str, int], ours: str
 ) -> Figure:
     """Draw which instrument sees which case.
 
     Args:
-        drawer: of each case; those of one drawer follow each other.
-        seen: by which instruments, for each case.
+        cases: for each, its drawer, and the instruments that see it; those of one drawer follow
+            each other.
         cost: of each instrument, the cheap ones first.
+        ours: the case that the reader knows, whose row is named.
     """
+    drawer = [place for place, _ in cases.values()]
+    seen = [tools for _, tools in cases.values()]
     names = list(cost)
     figure, ax = new_figure(figsize=(7.6, 7.0))
-    for row in range(0, len(drawer), 2):  # for the eye to follow
+    for column in range(len(names) - 1):  # for the eye to follow
+        ax.axvline(column + 0.5, color="#808080", alpha=0.3, lw=0.6, zorder=0)
+    for row in range(0, len(drawer), 2):
         ax.axhspan(row - 0.5, row + 0.5, color="#808080", alpha=0.12, lw=0)
     totals = [sum(name in tools for tools in seen) for name in names]
     for column, total in enumerate(totals):
         if not total:
             ax.axvspan(column - 0.5, column + 0.5, color=COLOURS["wrong"], alpha=0.25, lw=0)
+            ax.text(column, 21.5, "sees none of the 35", rotation=90, ha="center", va="center",
+                    fontsize=10)  # fmt: skip
+    known = list(cases).index(ours)
+    ax.add_patch(Rectangle((-0.45, known - 0.5), len(names) - 0.1, 1, fill=False,
+                           edgecolor=COLOURS["residual"], lw=1.5, clip_on=False))  # fmt: skip
+    ax.annotate("our patient", (-0.5, known), (-0.9, known), ha="right", va="center", fontsize=10)
     for row, (place, tools) in enumerate(zip(drawer, seen, strict=True)):
         for tool in tools:
             corner = (names.index(tool) - 0.4, row - 0.4)
@@ -94,9 +107,10 @@ def who_sees_what(
         model, optimisation, evaluation; a column for each instrument, in three groups by cost. It
         is sparse: most columns hold one to three squares. The last two, foreign and ladder, hold
         many in the model's rows, few elsewhere and none in those of optimisation. The column of
-        batch is empty and shaded. Below each instrument stands how many cases it sees; right of
-        each row, by how many instruments it is seen. A single witness is in bold: 19 rows of
-        35.""")  # fmt: skip
+        batch is empty, shaded, and labelled: sees none of the 35. A frame marks the row of our
+        patient: causality, cache, greedy, foreign and ladder see it. Below each instrument stands
+        how many cases it sees; right of each row, by how many instruments it is seen. A single
+        witness is in bold: 19 rows of 35.""")  # fmt: skip
 
 
 def heads_together() -> Figure:
@@ -110,29 +124,29 @@ def heads_together() -> Figure:
 
     ax.text(8, 6.2, "in memory: head 1, then head 2 (the last digit: its token)", ha="center",
             va="center", fontsize=11)  # fmt: skip
-    row(4.75, 5.0, [10, 11, 12, 20, 21, 22])
+    row(4.75, 5.0, [11, 12, 13, 21, 22, 23])
     for left, title, tokens in (
-        (0.9, "transposed back, then flattened", ([10, 20], [11, 21], [12, 22])),
-        (9.0, "only reshaped", ([10, 11], [12, 20], [21, 22])),
+        (0.9, "transposed back, then flattened", ([11, 21], [12, 22], [13, 23])),
+        (9.0, "only reshaped", ([11, 12], [13, 21], [22, 23])),
     ):
         arrow(ax, (8, 4.9), (left + 3.1, 4.0))
         ax.text(left + 3.1, 3.55, title, ha="center", va="center", fontsize=11)
-        for token, numbers in enumerate(tokens):
-            bottom = 2.3 - 1.05 * token
+        for token, numbers in enumerate(tokens, start=1):
+            bottom = 2.3 - 1.05 * (token - 1)
             ax.text(
                 left + 1.9, bottom + 0.4, f"token {token}", ha="right", va="center", fontsize=10
             )
             row(left + 2.1, bottom, numbers)
             if any(number % 10 != token for number in numbers):
                 late = any(number % 10 > token for number in numbers)
-                words = "sees the future" if late else "only head 2"
+                words = "sees the future" if late else "has lost head 1"
                 ax.text(left + 4.4, bottom + 0.4, words, va="center", fontsize=10,
                         color=COLOURS["wrong"])  # fmt: skip
-    return describe(figure, """Six numbers lie in memory: 10, 11, 12 of the first head, then 20, 21,
-        22 of the second; the last digit is the token. Transposed back, token 0 gets 10 and 20,
-        token 1 gets 11 and 21, token 2 gets 12 and 22. Only reshaped, token 0 gets 10 and 11 and
-        token 1 gets 12 and 20, so both see the future; token 2 gets 21 and 22,
-        both of head 2.""")  # fmt: skip
+    return describe(figure, """Six numbers lie in memory: 11, 12, 13 of the first head, then 21, 22,
+        23 of the second; the last digit is the token. Transposed back, token 1 gets 11 and 21,
+        token 2 gets 12 and 22, token 3 gets 13 and 23. Only reshaped, token 1 gets 11 and 12 and
+        token 2 gets 13 and 21, so both see the future; token 3 gets 22 and 23,
+        both of head 2, and has lost head 1.""")  # fmt: skip
 
 
 def points(strategies: dict[str, float]) -> Figure:
@@ -145,10 +159,10 @@ def points(strategies: dict[str, float]) -> Figure:
         ax.text(value + 0.3, place, f"{value:.1f}", va="center")
     ax.set_yticks(places, list(strategies))
     ax.invert_yaxis()
-    ax.set(xlabel="points per case, the mean over all cases", xlim=(0, 27))
+    ax.set(xlabel="points per case, the mean over all cases", xlim=(0, 18))
     ax.grid(visible=False)
     ax.set_title("What a case costs, by how the next question is chosen", loc="left")
     return describe(figure, """Four bars that become shorter: points per case when the instruments
-        are used in the list's order, those that see most cases first, by the most bits per point,
-        and, in grey, by the most bits per point where an oracle has named the drawer.
+        are used in list order, those that see most faults first, by the most bits per
+        point, and, in grey, by the most bits per point where the drawer is given beforehand.
         """)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,9 +12,17 @@ import torch
 
 from smol_scratch import clinic, hub
 from smol_scratch.clinic import instruments
-from smol_scratch.clinic.instruments import INSTRUMENTS, apart, model, tokens, trainee
+from smol_scratch.clinic.instruments import (
+    INSTRUMENTS,
+    apart,
+    losses,
+    model,
+    steady,
+    tokens,
+    trainee,
+)
 from smol_scratch.clinic.instruments import language as text_with_a_rule
-from smol_scratch.clinic.page import Measured, bits, measured, symptoms
+from smol_scratch.clinic.page import Measured, bits, measured
 from smol_scratch.clinic.patient import Patient, admit
 from smol_scratch.clinic.symptoms import symptom
 
@@ -105,15 +114,18 @@ class Table:
         self.patient = Patient(self.folder)
 
 
-def narrowed(number: int | str, found: Measured | None = None) -> list[str]:
+def narrowed(number: int | str) -> list[str]:
     """Return the cases that could give a report about greedy text with and without a cache.
 
-    Those that ``greedy`` sees are asked: does what the report did show some ✗ with their copies?
+    Every case is asked: does what the report did show some ✗ with its copy?
     """
-    seen = (found or measured()).seen
+    return list(_narrowed(clinic.case(number).key))
+
+
+@functools.cache
+def _narrowed(number: str) -> tuple[str, ...]:
     report = clinic.case(number)
-    keys = [one.key for one in clinic.cases() if "greedy" in seen[one.key]]
-    return [key for key in keys if "✗" in marks(report, key)]
+    return tuple(one.key for one in clinic.cases() if "✗" in marks(report, one.key))
 
 
 def marks(report: clinic.Case, key: str) -> str:
@@ -125,11 +137,23 @@ def marks(report: clinic.Case, key: str) -> str:
         return ""
 
 
-def learns_without_attention() -> bool:
-    """Use learns in a healthy copy with attention's output multiplied by 0; return its mark."""
-    table, made = Table("healthy"), "return self.o_proj(y.transpose(1, 2).flatten(2))"
-    table.change("model.py", made, made.replace("return", "return 0 *"))
-    return table.use("learns")
+def three_learn() -> dict[str, tuple[float, bool]]:
+    """Return the loss that ``learns`` looks at, and whether it says ✓, for three copies."""
+    healthy, without, made = Table("healthy"), Table("healthy"), "return self.o_proj("
+    without.change("model.py", made, made.replace("return", "return 0 *"))
+    tables = {
+        "a healthy copy": healthy,
+        "attention's output times zero": without,
+        "our patient": Table("blame-the-cache"),
+    }
+    found = {}
+    for name, table in tables.items():
+        p = table.patient
+        with p.inside(), steady(), torch.random.fork_rng(devices=[]):
+            state = trainee(p, text_with_a_rule(100 * 64 + 1), steps=100)
+            end = statistics.mean(losses(p, state)[-20:])
+        found[name] = end, INSTRUMENTS["learns"](p).fine
+    return found
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -245,7 +269,10 @@ def best_split(found: Measured) -> Choose:
 
 
 def strategies(found: Measured) -> dict[str, float]:
-    """Return the mean points of a search over all cases, for some ways to choose a question."""
+    """Return the mean points of a search over all cases, for some ways to choose a question.
+
+    No way asks an instrument that would say the same of each suspect left.
+    """
     every = [one.key for one in clinic.cases()]
 
     def in_order(left: list[str], tools: list[str]) -> str:
@@ -255,38 +282,45 @@ def strategies(found: Measured) -> dict[str, float]:
         return max(tools, key=lambda tool: sum(tool in found.seen[case] for case in every))
 
     def among(group: Callable[[clinic.Case], str], choose: Choose) -> float:
+        def useful(left: list[str], tools: list[str]) -> str:
+            return choose(left, [tool for tool in tools if value(found, tool, left)])
+
         return statistics.mean(
             search(found, one.key, [other.key for other in clinic.cases()
-                                    if group(other) == group(one)], choose)
+                                    if group(other) == group(one)], useful)
             for one in clinic.cases()
         )  # fmt: skip
 
     return {
-        "in the list's order": among(lambda one: "", in_order),
-        "what sees most cases first": among(lambda one: "", most_seeing),
+        "in list order, cheap ones first": among(lambda one: "", in_order),
+        "what sees most faults first": among(lambda one: "", most_seeing),
         "the most bits per point": among(lambda one: "", best_split(found)),
-        "… and an oracle names the drawer": among(drawer_of, best_split(found)),
+        "the same, the drawer given": among(drawer_of, best_split(found)),
     }
 
 
-def by_drawer(found: Measured) -> tuple[list[str], list[tuple[str, ...]]]:
+def by_drawer(found: Measured) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return each case's drawer and who sees it, drawer by drawer, in no telling order."""
     order = list(clinic.drawers())
     cases = sorted(
         clinic.cases(), key=lambda one: (order.index(drawer_of(one)), one.cause)
     )  # within a drawer by the letters of the cause
-    return [drawer_of(one) for one in cases], [found.seen[one.key] for one in cases]
+    return {one.key: (drawer_of(one), found.seen[one.key]) for one in cases}
 
 
 def shelf(first: Sequence[str], found: Measured, left: Sequence[str]) -> str:
     """Return some instruments with what they are worth for these suspects; the others folded."""
     tools = clinic.tools()
-    rows = ["| instrument | its question | would see | bits | cost |", "|---|---|:-:|:-:|:-:|"]
+    rows = [
+        "| instrument | its question | would see | bits | cost | bits per point |",
+        "|---|---|:-:|:-:|:-:|:-:|",
+    ]
     for name in first:
         sees = sum(name in found.seen[case] for case in left)
         rows.append(
             f"| `{name}` | {tools[name].asks} | {sees} of {len(left)} | "
-            f"{value(found, name, left):.2f} | {tools[name].cost} |"
+            f"{value(found, name, left):.2f} | {tools[name].cost} | "
+            f"{value(found, name, left) / tools[name].cost:.2f} |"
         )
     others = ["| instrument | its question | cost |", "|---|---|:-:|"]
     others += [
@@ -299,15 +333,3 @@ def shelf(first: Sequence[str], found: Measured, left: Sequence[str]) -> str:
         f"{shown}\n\n<details><summary>The other {len(others) - 2}, for the exercises</summary>"
         f"\n\n{folded}\n\n</details>"
     )
-
-
-def suspects(found: Measured) -> str:
-    """Return, in Markdown, each symptom, with its suspects and who sees them folded below it."""
-    said, parts = clinic.causes(), []
-    for like, cases in symptoms():
-        parts.append(f"<details><summary>{like}</summary>\n")
-        for one in cases:
-            by = ", ".join(f"`{tool}` ({found.cost[tool]})" for tool in found.seen[one.key])
-            parts.append(f"- {said[one.cause]}; seen by {by}")
-        parts.append("\n</details>")
-    return "\n".join(parts)
