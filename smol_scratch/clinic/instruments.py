@@ -205,7 +205,7 @@ def causality(p: Patient) -> Iterator[tuple[bool, str]]:
     moved = [t for t in range(6) if not torch.equal(before[:, t], after[:, t])]
     yield (
         not moved,
-        "tokens from position 6 on were exchanged; "
+        "tokens from position 6 on were replaced; "
         + (
             f"scores moved at positions {', '.join(map(str, moved))}"
             if moved
