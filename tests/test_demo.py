@@ -815,7 +815,7 @@ def test_ctrl_c_ends_the_page_quietly_idle_or_writing_and_frees_its_port(tokeniz
                 while "1 token:" not in next(lines):
                     pass
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=10)
+            said = process.communicate(timeout=60)
             assert (process.returncode, said) == (130, ("", "\n"))
 
 

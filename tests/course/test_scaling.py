@@ -1,5 +1,6 @@
 """The law that notebook 14 fits, on runs whose law is known, and the trainings behind it."""
 
+import itertools
 import math
 
 import pytest
@@ -124,6 +125,17 @@ def test_losses_of_one_run_are_drawn_together(monkeypatch):
     assert len({tuple(sorted(rows)) for rows in drawn}) == 5
 
 
+def test_a_draw_of_too_few_sizes_is_drawn_anew():
+    """Of three runs of three sizes, seven draws of nine lack one; what is left is all three."""
+    rows = [(n, d, n) for n in SIZES[:3] for d in LENGTHS]
+    sizes, lengths, names = zip(*rows, strict=True)
+    losses = [TRUE.loss(n, d) for n, d, _ in rows]
+    laws = law.bootstrap(sizes, lengths, losses, names, times=9)
+    assert len(laws) == 9
+    for one in laws:
+        assert (one.alpha, one.beta) == pytest.approx((0.4, 0.55), abs=1e-9)
+
+
 def test_the_best_size_is_the_best():
     for flops in (1e10, 1e12):
         size = TRUE.best_size(flops)
@@ -243,6 +255,20 @@ def test_exams_are_never_trained_on():
     letters = sorted(set(races.load_text()))
     text = "".join(letters[i] for i in numbers[scaling.NEW_PLAYS :][:40])
     assert text.startswith("I'll pheeze you")
+    # The passages of the new plays: one after another, apart, from their first to near their last.
+    room = len(numbers) - 65 - scaling.NEW_PLAYS
+    places = [scaling.NEW_PLAYS + i * (room // 759) for i in range(759)]
+    assert all(b - a >= 65 for a, b in itertools.pairwise(places))
+    assert len(numbers) - places[-1] < 2 * 759
+    for i, place in enumerate(places):
+        assert torch.equal(new[i], numbers[place : place + 65])
+
+
+def test_budgets_are_eighths_of_a_pass_in_whole_steps():
+    assert scaling.BUDGETS == (114_688, 229_376, 458_752, 917_504)
+    for budget in scaling.BUDGETS:
+        assert type(budget) is int
+        assert budget % (scaling.CONTEXT * scaling.BATCH) == 0
 
 
 def test_repeated_passages_come_in_another_order():
