@@ -129,25 +129,45 @@ def generation() -> str:
     """Return how fast text is written, a table for each kind of processor."""
     parts = []
     for kind, variants in sittings("generation_speed.csv").items():
-        rows = [["", "tokens per second", "× `transformers`", "× llama.cpp", "of the limit",
-                 "first token, ms", "peak memory, MB"]]  # fmt: skip
+        rows = [["", "tokens per second", "× `transformers`", "× llama.cpp",
+                 "the same, of processor time", "of the limit", "first token, ms",
+                 "peak memory, MB"]]  # fmt: skip
         for name, sat in variants.items():
             line = [name]
             for column, form in (("tokens_per_s", ".0f"), ("times_transformers", ".2f"),
-                                 ("times_llama", ".2f"), ("of_limit", ".0%"),
-                                 ("first_ms", ".0f"), ("peak_mb", ".0f")):  # fmt: skip
+                                 ("times_llama", ".2f"), ("cpu_times_llama", ".2f"),
+                                 ("of_limit", ".0%"), ("first_ms", ".0f"),
+                                 ("peak_mb", ".0f")):  # fmt: skip
                 values = [row[column] for row in sat if row[column] is not None]
                 line.append(ranged(values, form) if values else "")
             rows.append(line)
-        any_row = next(iter(variants.values()))
-        where = any_row[0]
-        dates = sorted({row["date"] for row in any_row})
+        where = next(iter(variants.values()))[0]
+        every = [row for sat in variants.values() for row in sat]
+        dates, count = sorted({row["date"] for row in every}), max(row["sitting"] for row in every)
         parts.append(
             f"**{kind}** ({where['processor']}; {where['versions']}; "
-            f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; sittings: {len(any_row)}):\n\n"
-            + table(*rows, right=6)
+            f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; sittings: {count}):\n\n"
+            + table(*rows, right=7)
         )
     return "\n\n".join(parts)
+
+
+def in_few_bits() -> str:
+    """Return the README's sentence on speed: ranges over kinds of processor and sittings."""
+    by_variant: dict[str, list[dict[str, Any]]] = {}
+    for row in read_record("generation_speed.csv"):
+        by_variant.setdefault(row["variant"], []).append(row)
+
+    def of(column: str, form: str) -> str:
+        return ranged([row[column] for row in by_variant[f"ours, compiled {form}"]])
+
+    kinds = len(sittings("generation_speed.csv"))
+    return (
+        f"compiled, 8 bits made {of('times_bfloat16', 'int8')} × as many tokens per second as "
+        f"bfloat16 and {of('times_llama', 'int8')} × as many as llama.cpp, the 4 bits of the file "
+        f"{of('times_bfloat16', 'Q4_1')} × and {of('times_llama', 'Q4_1')} × "
+        f"(kinds of processor measured: {kinds})"
+    )
 
 
 def few_bits() -> str:
@@ -169,7 +189,7 @@ def few_bits() -> str:
 
 
 BLOCKS = {"long runs": long_runs, "parts": parts, "costs": costs, "equality": equality,
-          "speed": speed, "few bits": few_bits}  # fmt: skip
+          "speed": speed, "generation": generation, "few bits": few_bits}  # fmt: skip
 MARK = re.compile(
     r"(<!-- written by `python -m benchmarks\.pages`: (.*?) -->\n).*?(\n<!-- to here -->)", re.S
 )

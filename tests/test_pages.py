@@ -25,6 +25,7 @@ def test_each_table_stands_on_a_page():
     ("name", "record", "number", "other"),
     [("long runs", "finetuned_run.csv", "3.7788", "0.0001"),
      ("speed", "training_speed.csv", "2.991", "1.5"),
+     ("generation", "generation_speed.csv", "39.7", "99.9"),
      ("few bits", "quantized_quality.csv", "55.92", "9.99"),
      ("equality", "planted_bugs.md", "| no final norm |", "no row")],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import pages
 from smol_scratch import SmolLM2Config, accounting, assets, corpus
 from smol_scratch.course import notebook
 from tests.checks import CHECKS
@@ -79,6 +80,20 @@ def test_the_speed_of_training_is_what_was_measured():
         f"peak memory {peak['ours']:.1f} and {peak['ours, blocks compiled']:.1f} GB against "
         f"{peak['transformers']:.1f}"
     ) in PAGES
+
+
+def test_the_speed_of_few_bits_is_what_was_measured():
+    assert pages.in_few_bits() in " ".join(README.split())
+    rows = record("generation_speed.csv")
+    ratios = [float(row["times_llama"]) for row in rows if row["variant"] == "ours, compiled int8"]
+    assert f" and {min(ratios):.2f}" in pages.in_few_bits()
+    # "and costs speed", of what is not compiled.
+    speeds = {(row["variant"], row["kind"], row["sitting"]): float(row["tokens_per_s"])
+              for row in rows}  # fmt: skip
+    eager = {key: rate for key, rate in speeds.items() if key[0].startswith("ours, eager ")}
+    assert len(eager) >= 4
+    for (_, *where), rate in eager.items():
+        assert rate <= speeds["ours, eager bfloat16", *where]
 
 
 def test_every_notebook_is_listed():
