@@ -64,7 +64,9 @@ def keep(
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     where = dict(zip(WHERE, (here, processor, sitting, today, versions), strict=True))
     table = io.StringIO()
-    table.write(f"# {command}\n")
+    before = path.read_text("utf-8").splitlines() if old else []
+    commands = [line for line in before if line.startswith("#")]
+    table.write("\n".join(dict.fromkeys([*commands, f"# {command}"])) + "\n")
     writer = csv.DictWriter(table, [*WHERE, *rows[0]], lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows([*old, *({**where, **row} for row in rows)])

@@ -130,13 +130,13 @@ def generation() -> str:
     parts = []
     for kind, variants in sittings("generation_speed.csv").items():
         rows = [["", "tokens per second", "× `transformers`", "× llama.cpp",
-                 "the same, of processor time", "of the limit", "first token, ms",
+                 "the same, of processor time", "first token, ms",
                  "peak memory, MB"]]  # fmt: skip
         for name, sat in variants.items():
             line = [name]
             for column, form in (("tokens_per_s", ".0f"), ("times_transformers", ".2f"),
                                  ("times_llama", ".2f"), ("cpu_times_llama", ".2f"),
-                                 ("of_limit", ".0%"), ("first_ms", ".0f"),
+                                 ("first_ms", ".0f"),
                                  ("peak_mb", ".0f")):  # fmt: skip
                 values = [row[column] for row in sat if row[column] is not None]
                 line.append(ranged(values, form) if values else "")
@@ -147,7 +147,7 @@ def generation() -> str:
         parts.append(
             f"**{kind}** ({where['processor']}; {where['versions']}; "
             f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; sittings: {count}):\n\n"
-            + table(*rows, right=7)
+            + table(*rows, right=6)
         )
     return "\n\n".join(parts)
 

@@ -47,6 +47,15 @@ def test_other_versions_replace_a_kinds_rows_and_no_others(sit):
     ]
 
 
+def test_each_command_that_made_rows_is_named_once(sit, tmp_path):
+    sit("AMX", OLDER, 5)
+    sit("AMX", OLDER, 6)
+    rows = [{"variant": "ours, eager", "speed": 7}]
+    kinds.keep(tmp_path / "record.csv", rows, "another", "llama 3", one=False)
+    lines = (tmp_path / "record.csv").read_text("utf-8").splitlines()
+    assert [line for line in lines if line.startswith("#")] == ["# a command", "# another"]
+
+
 def test_what_does_not_waver_is_kept_once(sit):
     sit("AMX", OLDER, 5, one=True)
     assert [row[3] for row in sit("AMX", OLDER, 6, one=True)] == ["6"]
