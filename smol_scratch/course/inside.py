@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -426,11 +426,31 @@ def unheard(
     )
 
 
+def prompts_of(
+    tokenizer: SmolLM2Tokenizer, template: str, answers: Mapping[str, str]
+) -> tuple[Tensor, Tensor]:
+    """Return prompts that differ in one word, (N, T), and the right next tokens, (N,).
+
+    Args:
+        tokenizer: of the model.
+        template: a text with "{}" where the word stands.
+        answers: the word to what comes next, spaces included; of it the first token counts.
+
+    Raises:
+        ValueError: when the prompts are not equally long.
+    """
+    prompts = {word: tokenizer.encode(template.format(word)) for word in answers}
+    if len(set(map(len, prompts.values()))) > 1:
+        lengths = {word: len(prompt) for word, prompt in prompts.items()}
+        raise ValueError(f"the prompts must have equally many tokens, not {lengths}")
+    right = [tokenizer.encode(answer)[0] for answer in answers.values()]
+    return torch.tensor(list(prompts.values())), torch.tensor(right)
+
+
 def capital_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
     """Return "The capital of … is" for each country, (N, 5), and the right next tokens, (N,)."""
-    prompts = [tokenizer.encode(f"The capital of {country} is") for country in CAPITALS]
-    answers = [tokenizer.encode(f" {city}")[0] for city in CAPITALS.values()]
-    return torch.tensor(prompts), torch.tensor(answers)
+    answers = {country: f" {city}" for country, city in CAPITALS.items()}
+    return prompts_of(tokenizer, "The capital of {} is", answers)
 
 
 LANGUAGES = {
@@ -442,9 +462,8 @@ LANGUAGES = {
 
 def language_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
     """Return "People in … speak" for each country, (N, 4), and the languages' tokens, (N,)."""
-    prompts = [tokenizer.encode(f"People in {country} speak") for country in LANGUAGES]
-    answers = [tokenizer.encode(f" {language}")[0] for language in LANGUAGES.values()]
-    return torch.tensor(prompts), torch.tensor(answers)
+    answers = {country: f" {language}" for country, language in LANGUAGES.items()}
+    return prompts_of(tokenizer, "People in {} speak", answers)
 
 
 OPPOSITES = {
@@ -455,9 +474,7 @@ OPPOSITES = {
 
 def opposite_prompts(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, Tensor]:
     """Return 'The opposite of "…" is "' for each word, (N, T), and the opposites' tokens, (N,)."""
-    prompts = [tokenizer.encode(f'The opposite of "{word}" is "') for word in OPPOSITES]
-    answers = [tokenizer.encode(opposite)[0] for opposite in OPPOSITES.values()]
-    return torch.tensor(prompts), torch.tensor(answers)
+    return prompts_of(tokenizer, 'The opposite of "{}" is "', OPPOSITES)
 
 
 def transplanted(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from smol_scratch import SmolLM2, SmolLM2Config
+from smol_scratch import SmolLM2, SmolLM2Config, load_tokenizer
 from smol_scratch.course import inside
 
 CONFIG = SmolLM2Config(
@@ -245,3 +245,24 @@ def test_a_spread_is_taken_row_by_row():
 def test_a_rise_is_a_mean_of_pairs():
     assert inside.rise([1.5, 2.5], [1.0, 1.0]) == "+1.00 ± 0.50"
     assert inside.rise([1.0, 0.999], [1.0, 1.0]) == "+0.00 ± 0.00", "a zero has no sign"
+
+
+def test_prompts_are_made_from_a_template_and_must_be_equally_long():
+    tokenizer = load_tokenizer()
+    prompts, right = inside.prompts_of(tokenizer, "The sound of a {} is", {"dog": " bark"})
+    assert prompts.tolist() == [tokenizer.encode("The sound of a dog is")]
+    assert right.tolist() == tokenizer.encode(" bark")[:1]
+    with pytest.raises(ValueError, match="equally many tokens"):
+        inside.prompts_of(tokenizer, "The sound of a {} is", {"dog": " a", "hippopotamus": " b"})
+
+
+def test_prompts_of_the_notebook_are_its_sentences():
+    tokenizer = load_tokenizer()
+    for prompts_of, first, answer in (
+        (inside.capital_prompts, "The capital of France is", " Paris"),
+        (inside.language_prompts, "People in France speak", " French"),
+        (inside.opposite_prompts, 'The opposite of "hot" is "', "cold"),
+    ):
+        prompts, right = prompts_of(tokenizer)
+        assert tokenizer.decode(prompts[0].tolist()) == first
+        assert tokenizer.decode([int(right[0])]) == answer

@@ -30,9 +30,11 @@ def giant(first: Range, others: Range) -> Figure:
         ax.plot(x, median, style, color=COLOURS[colour], marker=mark, markersize=3.5)
     ax.text(15, 9_000, "first tokens", color=COLOURS["wrong"], weight="bold", va="top")
     ax.text(15, 25, "later tokens", color=COLOURS["right"], weight="bold", va="top")
+    ax.text(6, 1_300, "a smaller,\nearly peak", ha="center", va="bottom", fontsize=10)
     ax.set(yscale="log", xlabel="blocks passed", ylabel="largest number (absolute)",
            title="The first token carries a giant (line: median; band: all of them)",
            ylim=(0.2, 8e4))  # fmt: skip
+    ax.minorticks_off()
     return describe(
         figure,
         "Largest number in the residual stream against blocks passed, on a logarithmic axis. At "
@@ -43,13 +45,16 @@ def giant(first: Range, others: Range) -> Figure:
     )
 
 
-def sink(curves: Mapping[str, Sequence[float]], switch: int, even: float) -> Figure:
+def sink(
+    curves: Mapping[str, Sequence[float]], switch: int, hidden: Sequence[int], even: float
+) -> Figure:
     """Draw the share of attention on the first token, block by block.
 
     Args:
         curves: label to share, one for each block: the untouched model, the giant hidden from the
             attention, and the giant never written.
         switch: number of the block whose MLP writes the giant.
+        hidden: the blocks in which it is hidden.
         even: the share if each token got the same.
     """
     figure, ax = new_figure(figsize=(7.2, 3.4))
@@ -62,7 +67,12 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int, even: float) -> Fig
     ax.text(6, 0.42, "up to here,\nall three agree", ha="center", va="center", fontsize=10)
     ax.axvline(switch + 0.5, color=COLOURS["residual"], linewidth=1)
     ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
-    ax.set(xlabel="block", ylabel="attention on\nthe first token", ylim=(0, 1.0),
+    ax.axvspan(hidden[0] - 0.4, hidden[-1] + 0.4, ymin=0.93, color=COLOURS["norm"], alpha=0.3,
+               linewidth=0)  # fmt: skip
+    ax.text((hidden[0] + hidden[-1]) / 2, 0.965, "hidden in these blocks only", ha="center",
+            va="center", fontsize=10)  # fmt: skip
+    ax.set(xlabel="block (counted from 0)", ylabel="attention on\nthe first token", ylim=(0, 1.0),
+           xlim=(-0.7, 29.7), xticks=range(0, 30, 5),
            title="Without the giant, the heads let go of the first token")  # fmt: skip
     figure.legend(loc="outside lower center", ncols=3, fontsize=10)
     return describe(
@@ -70,8 +80,9 @@ def sink(curves: Mapping[str, Sequence[float]], switch: int, even: float) -> Fig
         "Share of attention that lies on the first token, for each block. Up to the block that "
         "writes the giant three curves are the same. After it, the untouched model gives the first "
         "token half or more in most blocks. With the giant hidden from the attention the share is "
-        "lower in most blocks, and far lower where the giant is never written. A line marks an "
-        "even share.",
+        "lower in most blocks, and far lower where the giant is never written. A strip marks "
+        "the blocks in which it is hidden; after them that share is no longer lower. A line marks "
+        "an even share.",
     )
 
 
@@ -99,6 +110,7 @@ def given_back(cells: Mapping[tuple[bool, bool], tuple[float, float, float]]) ->
     ax.text(0, 0.3, "(giant never written)", ha="center", va="center", fontsize=10)
     ax.set_xticks((0, 1), ("without the giant", "given back"))
     ax.set_yticks((0, 1), ("without\nthe giant", "given\nback"))
+    ax.yaxis.labelpad = 12
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
@@ -135,7 +147,7 @@ def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[
     ax.xaxis.set_ticks_position("top")
     ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6), ylabel="blocks passed",
            )  # fmt: skip
-    ax.set_title("What the model would say if it ended there (blue: its final answer)", pad=10)
+    ax.set_title("If the model ended there (blue: as in the end; ␣: a space)", pad=10)
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
@@ -188,6 +200,7 @@ def readable(ranks: Sequence[float], step: int) -> Figure:
     ax.set(yscale="log", ylabel="rank of the city", xlabel="blocks passed", ylim=(1e5, 0.6),
            yticks=(1, 100, 10_000), yticklabels=("1", "100", "10,000"),
            title="Block 23 lifts the city's rank, but not to the top")  # fmt: skip
+    ax.minorticks_off()
     return describe(
         figure,
         "The rank of the right city among all tokens if the model ended there, against blocks "
@@ -203,7 +216,7 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
         rises: "attention" and "MLP" to mean rise of the loss and standard error, by block.
         highest: where the axis ends; higher bars are cut and labelled.
     """
-    figure, axes = new_figure(2, 1, figsize=(7.2, 4.2), sharex=True)
+    figure, axes = new_figure(2, 1, figsize=(7.2, 4.6), sharex=True)
     for ax, (label, (means, errors)) in zip(axes, rises.items(), strict=True):
         colour = COLOURS["attention" if label == "attention" else "mlp"]
         x = np.arange(len(means))
@@ -211,22 +224,23 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
         low = [mean < highest for mean in means]
         ax.errorbar(x[low], np.array(means)[low], 2 * np.array(errors)[low], fmt="none",
                     ecolor="black", elinewidth=1)  # fmt: skip
-        for place, mean in zip(x, means, strict=True):
-            if mean >= highest:
-                ax.text(place, highest / 2, f"{mean:.1f}", rotation=90, ha="center", va="center",
-                        color="white", weight="bold", fontsize=10)  # fmt: skip
+        cut = {place for place, mean in enumerate(means) if mean >= highest}
+        for place in cut:
+            aside = 0.4 * ((place - 1 in cut) - (place + 1 in cut))  # neighbours make room
+            ax.text(place + aside, 1.02 * highest, f"{means[place]:.1f}\n±{2 * errors[place]:.1f}",
+                    ha="center", va="bottom", fontsize=9)  # fmt: skip
         ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
-        ax.set(ylim=(-0.12, highest), ylabel=f"{label}\n(nats per token)")
-    axes[0].set_title(
+        ax.set(ylim=(-0.12, highest), ylabel=f"{label}\n(nats per token)", xlim=(-1, 30))
+    figure.suptitle(
         "Silence one branch: how much does the loss rise?\n"
-        "(thin lines: ± 2 standard errors; a bar that leaves the axis bears its height)"
+        "(thin lines: ± 2 standard errors; bars cut off at the top are labelled)"
     )
     axes[1].set_xlabel("block")
     return describe(
         figure,
         "Two rows of bars, one for attention and one for the MLP, with a bar for each block: how "
-        "much the loss rises when that branch writes nothing. Six bars leave the axis and bear "
-        "their height: the attention of blocks 0 and 1, and the MLPs of blocks 0, 2, 11 and 29.",
+        "much the loss rises when that branch writes nothing. Six bars are cut off at the top and "
+        "labelled: the attention of blocks 0 and 1, and the MLPs of blocks 0, 2, 11 and 29.",
     )
 
 
@@ -243,10 +257,11 @@ def repeated(curves: Mapping[str, Sequence[float]], half: int, chance: float) ->
     for (label, values), (colour, style) in zip(curves.items(), looks, strict=False):
         ax.plot(np.arange(1, len(values) + 1), values, style, color=COLOURS[colour], label=label)
     ax.axvline(half, color=COLOURS["residual"], linestyle=":", linewidth=1.2)
-    ax.text(half + 0.6, 0.3, "the same tokens again", fontsize=10)
+    ax.text(half + 0.6, 18.2, "the same tokens again", fontsize=10, va="top")
     ax.axhline(chance, color=COLOURS["residual"], linewidth=1)
     ax.text(1, chance - 0.3, "a guess among all tokens", va="top", fontsize=10)
-    ax.set(xlabel="position", ylabel="loss (nats per token)", ylim=(0, None),
+    ax.set(xlabel="position", ylabel="loss (nats per token)", ylim=(0, 19),
+           yticks=range(0, 16, 5),
            title="Without six heads, most of the copying is gone")  # fmt: skip
     ax.legend(loc="lower left", fontsize=10)
     return describe(
