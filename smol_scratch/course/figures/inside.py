@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -67,9 +68,9 @@ def sink(
     ax.text(6, 0.42, "up to here,\nall three agree", ha="center", va="center", fontsize=10)
     ax.axvline(switch + 0.5, color=COLOURS["residual"], linewidth=1)
     ax.text(switch + 0.3, 0.97, "the giant is\nwritten here", ha="right", va="top", fontsize=10)
-    ax.axvspan(hidden[0] - 0.4, hidden[-1] + 0.4, ymin=0.93, color=COLOURS["norm"], alpha=0.3,
+    ax.axvspan(hidden[0] - 0.4, hidden[-1] + 0.4, ymin=0.915, color=COLOURS["norm"], alpha=0.3,
                linewidth=0)  # fmt: skip
-    ax.text((hidden[0] + hidden[-1]) / 2, 0.965, "hidden in these blocks only", ha="center",
+    ax.text((hidden[0] + hidden[-1]) / 2, 0.952, "hidden in these blocks only", ha="center",
             va="center", fontsize=10)  # fmt: skip
     ax.set(xlabel="block (counted from 0)", ylabel="attention on\nthe first token", ylim=(0, 1.0),
            xlim=(-0.7, 29.7), xticks=range(0, 30, 5),
@@ -147,7 +148,7 @@ def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[
     ax.xaxis.set_ticks_position("top")
     ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6), ylabel="blocks passed",
            )  # fmt: skip
-    ax.set_title("If the model ended there (blue: as in the end; ␣: a space)", pad=10)
+    ax.set_title("What it would say if it ended there (blue: as at the end; ␣: a space)", pad=10)
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
@@ -156,7 +157,8 @@ def lens(words: Sequence[Sequence[str]], rows: Sequence[int], columns: Sequence[
         figure,
         "A table of words: a column for each token that the model reads, a row for each depth. "
         "Each cell is the token that the model would put first if it ended there. Cells that agree "
-        "with the final answer are blue, and they appear only in the last few rows.",
+        "with the final answer are blue. Behind “The capital of France is” only the last row does: "
+        "Paris.",
     )
 
 
@@ -233,9 +235,10 @@ def branches(rises: Mapping[str, Band], highest: float) -> Figure:
         ax.set(ylim=(-0.12, highest), ylabel=f"{label}\n(nats per token)", xlim=(-1, 30))
     figure.suptitle(
         "Silence one branch: how much does the loss rise?\n"
-        "(thin lines: ± 2 standard errors; bars cut off at the top are labelled)"
+        "(thin lines: ± 2 standard errors; bars cut off at the top are labelled)",
+        fontsize=mpl.rcParams["axes.titlesize"],
     )
-    axes[1].set_xlabel("block")
+    axes[1].set(xlabel="block", xticks=range(0, 30, 5))
     return describe(
         figure,
         "Two rows of bars, one for attention and one for the MLP, with a bar for each block: how "
