@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from smol_scratch.course.figures.drawing import arrow, box, canvas
 from smol_scratch.course.figures.style import COLOURS, describe, new_figure
+from smol_scratch.course.law import Law
 
 _MEASURED, _LAW, _PREDICTED = COLOURS["query"], COLOURS["residual"], COLOURS["key"]
 Points = Sequence[tuple[float, float]]
@@ -45,7 +47,7 @@ def opening(known: Points, size: float) -> Figure:
     ax.plot(*zip(*known, strict=True), "o", color=_MEASURED)
     ax.axvline(size, color=_PREDICTED, linewidth=9, alpha=0.35)
     low, high = min(y for _, y in known), max(y for _, y in known)
-    ax.text(size, 0.5, "?", fontsize=26, ha="center", va="center", weight="bold",
+    ax.text(size, 0.97, "?", fontsize=26, ha="center", va="top", weight="bold",
             transform=ax.get_xaxis_transform())  # fmt: skip
     ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
            title="after one pass over seven plays", ylim=(low - 0.2, high + 0.06),
@@ -95,7 +97,8 @@ def branches(budgets: Sequence[float], cooldown: float, rate: float) -> Figure:
         ax.plot([fork, budget], [rate, 0], color=_MEASURED, linewidth=2)
         ax.plot(budget, 0, "o", color=_MEASURED, clip_on=False, zorder=5)
     ax.text(0.3 * last, rate * 1.06, "the trunk: constant rate", fontsize=10, ha="center")
-    ax.text(0.93 * last, rate * 0.72, "a branch", fontsize=10, color=_MEASURED)
+    ax.text(0.425 * last, rate * 0.7, "a branch", fontsize=10, color=_MEASURED)
+    ax.text(0.84 * last, rate * 0.7, "the last branch", fontsize=10, color=_MEASURED)
     ax.text(0.004 * last, rate * 1.06, "warm-up", fontsize=10)
     ax.set(xlabel="characters trained on", ylabel="learning rate", ylim=(0, rate * 1.25),
            xlim=(0, last * 1.04))  # fmt: skip
@@ -128,7 +131,7 @@ def fitted(losses: Mapping[float, Points], law: Callable[[float, float], float])
         ax.text(fine[-1] * 1.03, above, _thousands([size])[0], va="center", fontsize=10)
     ax.set(xscale="log", xlabel="characters trained on (none twice)",
            ylabel="held-out loss\n(nats per character)", xlim=(fine[0], fine[-1] * 1.22),
-           title="points: runs · lines: one law for all of them")  # fmt: skip
+           title="points: runs (○ and □ only tell sizes apart) · lines: one law")  # fmt: skip
     _ticks(ax, "x", lengths, _thousands(lengths))
     return describe(figure, """Held-out loss against characters trained on, one line for each of six
         sizes, with the runs as points. Larger models lie lower and all lines fall; the points lie
@@ -200,7 +203,7 @@ def farther(
     ax.plot(*found, "D", color=COLOURS["wrong"], markersize=7, zorder=5)
     above = 3.0
     for y, words, colour in sorted(labels, reverse=True):
-        above = min(y, above - 0.085)  # a line's height apart
+        above = min(y + 0.03, above - 0.085)  # a line's height apart, the upper ones a little up
         ax.text(size * 1.15, above, words, va="center", fontsize=10, color=colour)
     ax.set(xscale="log", xlabel="parameters", ylabel="held-out loss\n(nats per character)",
            xlim=(fine[0] / 1.3, size * 32),
@@ -238,7 +241,7 @@ def left_over(off: Mapping[float, Sequence[tuple[float, float, float]]]) -> Figu
         ax.set(xscale="log", xlabel="characters trained on", title=title)
         _ticks(ax, "x", lengths, _thousands(lengths))
         ax.legend(fontsize=10, loc="upper right")
-    axes[0].set(ylabel="distance from the law (%)")
+    axes[0].set(ylabel="distance from the law (%)\n(above 0: worse than the law)")
     return describe(figure, """Two panels, the distance of each run from a law against the length, a
         small point each, and a line through the means. Left, the law of cooled runs: the means lie
         at zero at all four lengths. Right, the law of runs three of whose lengths were read too
@@ -252,8 +255,10 @@ def split(
     drawn: Callable[[float], tuple[float, float]],
     asks: Callable[[float], float],
     text: float,
+    laws: Mapping[str, Law],
+    price: float = 1e12,
 ) -> Figure:
-    """Draw loss against the compute spent, one line per size, and the best that the law allows.
+    """Draw loss against the compute spent, one line per size, and against the size at one price.
 
     Args:
         losses: parameters to characters and mean loss.
@@ -261,8 +266,10 @@ def split(
         drawn: from FLOPs to the bounds of the same of redrawn laws.
         asks: from FLOPs to the characters that the best split asks for.
         text: how many characters there are; what asks for more is thin.
+        laws: label to law, for the right panel.
+        price: of the right panel, in FLOPs.
     """
-    figure, ax = new_figure(figsize=(7.2, 4.2))
+    figure, (ax, valley) = new_figure(1, 2, figsize=(10.0, 4.4), width_ratios=[1.5, 1])
     everything = [6 * n * d for n, points in losses.items() for d, _ in points]
     for colour, size in zip(_shades(len(losses)), sorted(losses), strict=True):
         x, y = zip(*[(6 * size * d, loss) for d, loss in losses[size]], strict=True)
@@ -270,11 +277,11 @@ def split(
         side = "right" if size == sorted(losses)[-2] else "center"  # its neighbour is close
         ax.text(x[0], y[0] + 0.02, _thousands([size])[0], fontsize=10, ha=side, va="bottom")
     fine = np.geomspace(min(everything), max(everything), 60)
-    low, high = zip(*[drawn(price) for price in fine], strict=True)
+    low, high = zip(*[drawn(x) for x in fine], strict=True)
     ax.fill_between(fine, low, high, color=_PREDICTED, alpha=0.3, linewidth=0, zorder=1,
                     label="90 % of the redrawn laws")  # fmt: skip
-    band = [lowest(price) for price in fine]
-    inside = sum(asks(price) <= text for price in fine)
+    band = [lowest(x) for x in fine]
+    inside = sum(asks(x) <= text for x in fine)
     for part, width, words in (
         (slice(0, inside), 6, "the law's best split at each price"),
         (slice(inside - 1, None), 1.5, "the same, with more text than there is"),
@@ -284,10 +291,28 @@ def split(
     ax.set(xscale="log", xlabel="training compute, 6 · parameters · characters (FLOPs)",
            ylabel="held-out loss\n(nats per character)")  # fmt: skip
     ax.legend(fontsize=10, loc="upper right")
-    return describe(figure, """Held-out loss against training compute, one line for each size.
+    sizes = np.geomspace(4e3, 4e5, 80)
+    looks = (("-", _PREDICTED, 3.0), ("--", COLOURS["query"], 1.5), (":", COLOURS["wrong"], 2.0))
+    for (words, one), (style, colour, thick) in zip(laws.items(), looks, strict=True):
+        valley.plot(sizes, [one.loss(n, price / 6 / n) for n in sizes], style, color=colour,
+                    linewidth=thick, label=words)  # fmt: skip
+        best = one.best_size(price)
+        valley.plot(best, one.loss(best, price / 6 / best), "v", color=colour, markersize=9,
+                    markeredgecolor="white")  # fmt: skip
+    edge = price / 6 / text
+    valley.axvspan(sizes[0], edge, color="0.92", zorder=0)
+    valley.text(sizes[0] * 1.1, 1.36, "more text than there is", fontsize=9.5, va="bottom")
+    valley.set(xscale="log", xlabel="parameters", ylim=(1.35, 1.85), xlim=(sizes[0], sizes[-1]),
+               title=f"at $10^{{{math.log10(price):.0f}}}$ FLOPs · ▼ best size")  # fmt: skip
+    _ticks(valley, "x", [5e3, 2e4, 1e5, 4e5], ["5k", "20k", "100k", "400k"])
+    valley.legend(fontsize=9.5, loc="upper right")
+    return describe(figure, """Left, held-out loss against training compute, a line for each size.
         Where two sizes share a price the smaller one, which has read more, lies lower. Along the
         lower edge runs the law's best split, within the band of redrawn laws; most of it is thin,
-        because it asks for more text than there is.""")  # fmt: skip
+        because it asks for more text than there is. Right, loss against parameters at one
+        price, by three laws: they agree at large sizes, where there are runs, and part where more
+        text is asked for than there is; their lowest points lie there, at 47, 30 and 13 thousand
+        parameters.""")  # fmt: skip
 
 
 def repeats(fresh: Points, repeated: Mapping[int, Points], size: str) -> Figure:
@@ -358,11 +383,12 @@ def two_scales(
         less.""")  # fmt: skip
 
 
-def rates(panels: Mapping[str, Mapping[int, Points]]) -> Figure:
+def rates(panels: Mapping[str, Mapping[int, Points]], luck: float) -> Figure:
     """Draw loss against the learning rate at several widths, one panel for each rule.
 
     Args:
         panels: rule to width to rate and mean loss.
+        luck: standard deviation of a loss over seeds, drawn as a bar.
     """
     figure, axes = new_figure(1, len(panels), figsize=(8.0, 3.6), sharey=True)
     # The outer tick labels of two panels stay apart.
@@ -386,12 +412,16 @@ def rates(panels: Mapping[str, Mapping[int, Points]]) -> Figure:
         ylim=(min(everything) - 0.05, min(max(everything), min(everything) + 1) + 0.05),
     )
     axes[0].legend(fontsize=10)
+    high = max(everything) - 0.04  # where no curve runs
+    axes[1].errorbar(0.0032, high, luck, color="black", capsize=4, linewidth=1.5)
+    axes[1].text(0.0037, high, "± standard deviation\nof three seeds at width 64", va="center",
+                 fontsize=9.5)  # fmt: skip
     return describe(
         figure,
         """Held-out loss against the learning rate at three widths, the lowest
         point of each curve ringed. Left, one rate for all weights: widths 64 and 128 are lowest at
         half the rate of width 32. Right, the width-aware rule: all three are lowest at 0.01, and
-        hardly higher at 0.02.""",
+        hardly higher at 0.02. A bar shows how much three seeds differ.""",
     )
 
 
