@@ -293,11 +293,11 @@ def split(
     ax.legend(fontsize=10, loc="upper right")
     sizes = np.geomspace(4e3, 4e5, 80)
     looks = (("-", _PREDICTED, 3.0), ("--", COLOURS["query"], 1.5), (":", COLOURS["wrong"], 2.0))
-    for (words, one), (style, colour, thick) in zip(laws.items(), looks, strict=True):
-        valley.plot(sizes, [one.loss(n, price / 6 / n) for n in sizes], style, color=colour,
+    for (words, one), (style, paint, thick) in zip(laws.items(), looks, strict=True):
+        valley.plot(sizes, [one.loss(n, price / 6 / n) for n in sizes], style, color=paint,
                     linewidth=thick, label=words)  # fmt: skip
         best = one.best_size(price)
-        valley.plot(best, one.loss(best, price / 6 / best), "v", color=colour, markersize=9,
+        valley.plot(best, one.loss(best, price / 6 / best), "v", color=paint, markersize=9,
                     markeredgecolor="white")  # fmt: skip
     edge = price / 6 / text
     valley.axvspan(sizes[0], edge, color="0.92", zorder=0)
