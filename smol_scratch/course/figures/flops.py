@@ -32,7 +32,7 @@ def one_entry() -> Figure:
     ):  # fmt: skip
         ax.add_patch(Rectangle((left, bottom), width, height, fill=False, linewidth=3,
                                edgecolor=COLOURS["wrong"], zorder=4))  # fmt: skip
-    ax.text(9.2, 3.1, "7 = 1 · 1 + 2 · 0 + 3 · 2", fontsize=11)
+    ax.text(9.2, 3.1, "7 = 0 + 1 · 1 + 2 · 0 + 3 · 2", fontsize=11)
     ax.text(9.2, 2.4, "3 multiplications, 3 additions", fontsize=10)
     ax.text(9.2, 1.7, "2 · 4 entries of 6 FLOPs: 48", fontsize=10)
     ax.text(1.9, 2.27, "2 × 3", ha="center", fontsize=9)
@@ -41,8 +41,9 @@ def one_entry() -> Figure:
     return describe(
         figure,
         "A 2 by 3 matrix to the left, a 3 by 4 matrix above, their 2 by 4 product in the corner. "
-        "One row and one column are framed, and the entry that they make: 7 = 1 · 1 + 2 · 0 + "
-        "3 · 2, three multiplications and three additions. Eight such entries take 48 FLOPs.",
+        "One row and one column are framed, and the entry that they make: 7 = 0 + 1 · 1 + "
+        "2 · 0 + 3 · 2, three multiplications and three additions. Eight such entries take "
+        "48 FLOPs.",
     )
 
 
@@ -53,8 +54,8 @@ def shares(rows: Mapping[str, Mapping[str, float]]) -> Figure:
         rows: label to part to its share; the bar of "… masked" is hatched.
     """
     figure, ax = new_figure(figsize=(7.4, 0.75 * len(rows) + 1.6))
-    looks = {"MLPs": "mlp", "attention's matrices": "attention", "scores and values": "query",
-             "scores and values, masked": "query", "head": "embedding"}  # fmt: skip
+    looks = {"MLPs": "mlp", "attention's matrices": "attention", "scores and values": "value",
+             "scores and values, masked": "value", "head": "embedding"}  # fmt: skip
     for i, parts in enumerate(rows.values()):
         left = 0.0
         for name, share in parts.items():
@@ -62,10 +63,11 @@ def shares(rows: Mapping[str, Mapping[str, float]]) -> Figure:
             ax.barh(i, share, left=left, color=COLOURS[looks[name]] if not hatch else "white",
                     hatch=hatch, edgecolor="white" if not hatch else COLOURS[looks[name]],
                     height=0.66, label=name if i == 0 else "")  # fmt: skip
-            if share > 0.045:
-                ax.text(left + share / 2, i, f"{share:.0%}", ha="center", va="center", fontsize=10,
+            if share > 0.02:
+                ax.text(left + share / 2, i, f"{100 * share:.0f} %", ha="center", va="center",
+                        fontsize=10 if share > 0.045 else 7.5,
                         color="black" if hatch else "white",
-                        bbox={"fc": "white", "ec": "none", "pad": 1} if hatch else None,
+                        bbox={"fc": "white", "ec": "none", "pad": 0.6} if hatch else None,
                         )  # fmt: skip
             left += share
     ax.set_yticks(range(len(rows)), list(rows))
@@ -93,7 +95,7 @@ def roofline(
         climbs: product to (tokens side by side, FLOPs per byte), in order.
         card: its name.
     """
-    figure, (ax, lanes) = new_figure(2, 1, figsize=(7.4, 4.6), sharex=True, height_ratios=[3, 1.5])
+    figure, (ax, lanes) = new_figure(2, 1, figsize=(7.4, 4.8), sharex=True, height_ratios=[3, 1.8])
     x = np.geomspace(0.5, 1000, 200)
     ridge = peak / bandwidth
     for part in (ax, lanes):
@@ -107,12 +109,20 @@ def roofline(
                    markersize=7, markeredgecolor="white")  # fmt: skip
         for i in (*range(len(m) // 2 + 2), len(m) - 1):
             last = i == len(m) - 1
+            if m[i] == 1024:
+                continue
             lanes.annotate(f"{m[i]:,}" if i else "m = 1", (intensity[i], y),
                            (8, -1) if last else (0, 7), fontsize=9, textcoords="offset points",
                            ha="left" if last else "center", va="center" if last else "bottom",
                            color=COLOURS[colour])  # fmt: skip
+        for i in np.flatnonzero(m == 1024):
+            lanes.plot(intensity[i], y, mark, color="white", markersize=8, markeredgewidth=2,
+                       markeredgecolor=COLOURS[colour], zorder=3)  # fmt: skip
+            lanes.annotate("1,024: a training step", (intensity[i], y), (0, -7), fontsize=9,
+                           textcoords="offset points", ha="center", va="top",
+                           color=COLOURS[colour])  # fmt: skip
     lanes.set_yticks([0, 1], ["gate_proj", "k_proj"])
-    lanes.set(ylim=(1.5, -0.75), xlabel="intensity (FLOPs per byte)")
+    lanes.set(ylim=(1.75, -0.75), xlabel="intensity (FLOPs per byte)")
     lanes.grid(False, axis="y")
     ax.text(0.6, 1.35 * peak / 1e12, "memory-bound:\nmore FLOP/s would not help", fontsize=9.5,
             va="top")  # fmt: skip
@@ -129,7 +139,8 @@ def roofline(
         f"Roofline of an {card} on logarithmic axes: a slope where memory is the limit, a flat "
         f"roof where arithmetic is, and a ridge at {ridge:.0f} FLOPs per byte. Below it, "
         f"marks for 1 to {climbs['gate_proj'][-1][0]:,} tokens side by side: "
-        "gate_proj passes the ridge, k_proj comes to rest before it.",
+        "gate_proj passes the ridge, k_proj levels off before it. "
+        "Hollow marks show 1,024 tokens, a training step.",
     )
 
 
@@ -139,31 +150,39 @@ def side_by_side(seconds: Mapping[str, Sequence[tuple[int, float, float]]]) -> F
     Args:
         seconds: type to (sequences, seconds, standard error).
     """
-    figure, ax = new_figure(figsize=(7.2, 3.6))
+    figure, ax = new_figure(figsize=(7.2, 4.0))
     looks = {"float32": ("query", "o"), "bfloat16": ("key", "s")}
     for name, rows in seconds.items():
         n, mean, error = (np.array(column) for column in zip(*rows, strict=True))
         colour, mark = looks[name]
-        ax.errorbar(n, mean / mean[0], 2 * error / mean[0], color=COLOURS[colour], marker=mark,
+        ax.errorbar(n, 1e3 * mean, 2e3 * error, color=COLOURS[colour], marker=mark,
                     markersize=6, capsize=3)  # fmt: skip
-        last = mean[-1] / mean[0]
-        ax.text(n[-1] * 1.06, last, f"{name}\n{last:.1f} ×", va="center", fontsize=10,
-                color=COLOURS[colour])  # fmt: skip
-    n = np.linspace(1, 7, 50)
-    ax.plot(n, n, "--", color=COLOURS["other"], linewidth=1.4)
-    ax.text(4.3, 5.3, "if arithmetic were the limit", fontsize=9.5, color=COLOURS["residual"],
+        ax.text(n[-1] * 1.1, 1e3 * mean[-1], f"{name}:\n{mean[-1] / mean[0]:.1f} × one",
+                va="center", fontsize=10, color=COLOURS["residual"])  # fmt: skip
+    one = 1e3 * seconds["float32"][0][1]
+    n = np.array([1, 64])
+    ax.plot(n, n * one, "--", color=COLOURS["other"], linewidth=1.4)
+    ax.text(7.2, 8.6 * one, "in proportion to the work", fontsize=9.5, color=COLOURS["residual"],
             ha="right")  # fmt: skip
+    ax.plot(1, one / 2, "s", color=COLOURS["key"], markerfacecolor="white", markeredgewidth=1.6)
+    ax.text(1.12, one / 2, "bfloat16, if bytes were all: half of float32", fontsize=9.5,
+            va="center", color=COLOURS["residual"])  # fmt: skip
     ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
     ticks = [1, 2, 4, 8, 16, 32, 64]
     ax.set_xticks(ticks, [str(t) for t in ticks])
-    ax.set(xlabel="sequences side by side, one token each", ylabel="time, relative to one",
-           xlim=(0.9, 120), ylim=(0, 7))  # fmt: skip
+    ticks = [30, 100, 300, 1000, 3000]
+    ax.set_yticks(ticks, [f"{t:,}" for t in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="sequences side by side, one token each", ylabel="milliseconds",
+           xlim=(0.9, 150), ylim=(20, 5000))  # fmt: skip
     ax.set_title("Many tokens at once take far less than many times the time")
     return describe(
         figure,
-        "Time for one token of each of 1 to 64 sequences side by side, divided by the time for one "
-        "sequence, in float32 and bfloat16. Both curves rise far more slowly than the dashed line "
-        "of equal proportion, with bars of two standard errors.",
+        "Milliseconds for one token of each of 1 to 64 sequences side by side, in float32 and "
+        "bfloat16, on logarithmic axes. Both curves rise far more slowly than the dashed line "
+        "of equal proportion, with bars of two standard errors. For one sequence they nearly "
+        "meet; a hollow mark at half of float32 shows where the bytes would put bfloat16.",
     )
 
 
@@ -184,6 +203,7 @@ def attention_share(
     figure, ax = new_figure(figsize=(7.2, 3.7))
     looks = [("query", "-"), ("key", "--"), ("value", ":"), ("wrong", "-.")]
     ax.axhline(0.5, color=COLOURS["residual"], linewidth=0.8)
+    ax.text(T[0] * 1.06, 0.515, "half of all FLOPs", fontsize=9, va="bottom")
     ax.axvline(marked, color=COLOURS["residual"], linewidth=0.8)
     ax.text(marked / 1.07, 0.97, f"T = {marked}", ha="right", va="top", fontsize=9)
     for (name, values), (colour, style) in zip(shares.items(), looks, strict=False):
@@ -223,8 +243,8 @@ def cards(speed: float, peaks: Mapping[str, tuple[float, float]]) -> Figure:
     tensor, ordinary = ([speed / peaks[name][i] for name in names] for i in (0, 1))
     y = np.arange(len(names))
     ax.axvspan(0.3, 0.5, color=COLOURS["value"], alpha=0.15, linewidth=0)
-    ax.text(0.39, len(names) - 0.3, "well-tuned\nruns", fontsize=8.5, ha="center", va="bottom",
-            color=COLOURS["value"])  # fmt: skip
+    ax.text(0.39, len(names) - 0.3, "well-tuned runs,\nright peak", fontsize=8.5, ha="center",
+            va="bottom", color=COLOURS["value"])  # fmt: skip
     ax.axvline(1, color=COLOURS["residual"], linewidth=1.2)
     ax.hlines(y, tensor, ordinary, color=COLOURS["other"], linewidth=1)
     ax.plot(tensor, y, "o", color=COLOURS["right"], label="of the tensor cores, 16 bits: right")
@@ -242,37 +262,4 @@ def cards(speed: float, peaks: Mapping[str, tuple[float, float]]) -> Figure:
         "The logged speed as a share of fifteen cards' peaks, on a logarithmic axis. Of the tensor "
         "cores' peak it is less than 3 % on each card; of the ordinary units' peak, the wrong "
         "measure, 2 to 23 %. A band at 30 to 50 % shows what well-tuned runs reach.",
-    )
-
-
-def runs(flops: Mapping[str, float], marks: Mapping[str, float]) -> Figure:
-    """Draw training runs by their FLOPs, with lines for what a card does in some time.
-
-    Args:
-        flops: run to FLOPs.
-        marks: label to FLOPs, for instance of one card in an hour.
-    """
-    figure, ax = new_figure(figsize=(7.5, 2.7))
-    names = list(flops)[::-1]
-    for label, x in marks.items():
-        ax.axvline(x, color=COLOURS["wrong"], linewidth=1.2, linestyle="--", zorder=0)
-        ax.text(x, len(names) - 0.5, label, fontsize=9, ha="center", va="bottom",
-                color=COLOURS["residual"])  # fmt: skip
-    for i, name in enumerate(names):
-        # A mark and no bar: on a logarithmic axis the length of a bar means nothing.
-        ax.plot(flops[name], i, "o", color=COLOURS["query"], markersize=9)
-        exponent = int(np.floor(np.log10(flops[name])))
-        label = rf"${flops[name] / 10**exponent:.1f} \cdot 10^{{{exponent}}}$"
-        ax.text(flops[name] * 2, i, label, va="center", fontsize=9.5,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
-    ax.set_yticks(range(len(names)), names, fontsize=9.5)
-    ax.set_xscale("log")
-    ax.set(xlim=(2e13, 2e23), ylim=(-0.5, len(names) - 0.5), xlabel="FLOPs")
-    ax.grid(False)
-    ax.set_title("From seconds to months of one card", pad=22)
-    return describe(
-        figure,
-        "Training runs by their FLOPs on a logarithmic axis: the original project's 5,000 steps, "
-        "Chinchilla's optimum, SmolLM2's own training, with lines for what one card does in a "
-        "minute, a day, a year.",
     )
