@@ -30,7 +30,7 @@ def check_one_long(answer: float) -> str:
     if math.isclose(answer, 1):
         raise Hint("the products with weights cost the same either way; what about the scores?")
     if math.isclose(answer, 8192 / 256):
-        raise Hint("so many times grow scores and values alone; what of the rest of the model?")
+        raise Hint("only scores and values grow by that much; what about the rest of the model?")
     if math.isclose(answer, 1 / factor, rel_tol=0.01):
         raise Hint("the other way round: the longer sequence takes more")
     if math.isclose(answer, 1 + 8192 / 3891, rel_tol=0.01):
@@ -89,7 +89,9 @@ def check_batch_to_fill(answer: Callable[[int, int, float, int], int | None]) ->
 def check_recomputed(answer: float) -> str:
     """Expect the FLOPs of a training step with checkpoints, by those without."""
     if not isinstance(answer, int | float):
-        raise Hint("answer with one number, the FLOPs with checkpoints by the FLOPs without")
+        raise Hint(
+            "answer with one number: the FLOPs with checkpoints divided by the FLOPs without"
+        )
     with torch.device("meta"):
         plain, again = SmolLM2(SmolLM2Config()), SmolLM2(SmolLM2Config())
         idx = torch.zeros(1, 256, dtype=torch.long)

@@ -63,17 +63,18 @@ def shares(rows: Mapping[str, Mapping[str, float]]) -> Figure:
             ax.barh(i, share, left=left, color=COLOURS[looks[name]] if not hatch else "white",
                     hatch=hatch, edgecolor="white" if not hatch else COLOURS[looks[name]],
                     height=0.66, label=name if i == 0 else "")  # fmt: skip
-            if share > 0.02:
+            if share > 0.045:
                 ax.text(left + share / 2, i, f"{100 * share:.0f} %", ha="center", va="center",
-                        fontsize=10 if share > 0.045 else 7.5,
+                        fontsize=10,
                         color="black" if hatch else "white",
                         bbox={"fc": "white", "ec": "none", "pad": 0.6} if hatch else None,
                         )  # fmt: skip
             left += share
+        small = [f"{100 * share:.0f} %" for share in parts.values() if share <= 0.045]
+        ax.text(1, i - 0.36, " + ".join(small), ha="right", va="bottom", fontsize=10)
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.invert_yaxis()
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    ax.set(xlabel="share of the FLOPs", xlim=(0, 1))
+    ax.set(xlabel="share of the FLOPs", xlim=(0, 1), ylim=(len(rows) - 0.6, -0.62))
     ax.set_title("Short texts: MLPs and head. Long texts: attention")
     ax.grid(False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
@@ -157,7 +158,7 @@ def side_by_side(seconds: Mapping[str, Sequence[tuple[int, float, float]]]) -> F
         colour, mark = looks[name]
         ax.errorbar(n, 1e3 * mean, 2e3 * error, color=COLOURS[colour], marker=mark,
                     markersize=6, capsize=3)  # fmt: skip
-        ax.text(n[-1] * 1.1, 1e3 * mean[-1], f"{name}:\n{mean[-1] / mean[0]:.1f} × one",
+        ax.text(n[-1] * 1.1, 1e3 * mean[-1], f"{name}: {mean[-1] / mean[0]:.1f} ×",
                 va="center", fontsize=10, color=COLOURS["residual"])  # fmt: skip
     one = 1e3 * seconds["float32"][0][1]
     n = np.array([1, 64])
@@ -165,7 +166,7 @@ def side_by_side(seconds: Mapping[str, Sequence[tuple[int, float, float]]]) -> F
     ax.text(7.2, 8.6 * one, "in proportion to the work", fontsize=9.5, color=COLOURS["residual"],
             ha="right")  # fmt: skip
     ax.plot(1, one / 2, "s", color=COLOURS["key"], markerfacecolor="white", markeredgewidth=1.6)
-    ax.text(1.12, one / 2, "bfloat16, if bytes were all: half of float32", fontsize=9.5,
+    ax.text(1.12, one / 2, "bfloat16, if only bytes counted: half of float32", fontsize=9.5,
             va="center", color=COLOURS["residual"])  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -175,7 +176,7 @@ def side_by_side(seconds: Mapping[str, Sequence[tuple[int, float, float]]]) -> F
     ax.set_yticks(ticks, [f"{t:,}" for t in ticks])
     ax.minorticks_off()
     ax.set(xlabel="sequences side by side, one token each", ylabel="milliseconds",
-           xlim=(0.9, 150), ylim=(20, 5000))  # fmt: skip
+           xlim=(0.9, 210), ylim=(20, 5000))  # fmt: skip
     ax.set_title("Many tokens at once take far less than many times the time")
     return describe(
         figure,
