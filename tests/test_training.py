@@ -1383,6 +1383,11 @@ def test_the_bar_follows_the_terminal_and_counts_steps(here, monkeypatch):
     assert [(how["initial"], how["total"]) for how in bars] == [(0, 2), (2, 3)]
     for how in bars:
         assert (how["unit"], how["dynamic_ncols"], how["disable"]) == (" step", True, None)
+    consume = run._consume
+    monkeypatch.setattr(run, "_consume", lambda *given: consume(*given[:2], False, given[3]))
+    assert command("--steps", "2", "--save", "c") == 0  # as another process than the first
+    assert bars[-1]["disable"] is True
+    assert not Path("c.csv").exists()
 
 
 def test_the_first_signal_says_what_will_happen(capfd):
