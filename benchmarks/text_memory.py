@@ -1,6 +1,7 @@
 """What a text takes in memory for each of its bytes, encoded and trained on.
 
     python -m benchmarks.text_memory
+    python -m benchmarks.text_memory --trained --preset 135M --sizes 20 80 --flags="--batch-size 1"
 
 Two sizes of each text are measured; the difference is what each further byte takes at the peak, and
 the rest (PyTorch, the model, a piece of the text) is there for any size. Linux tells the peak in
@@ -14,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,12 +62,13 @@ def encoding(text: str, sizes: tuple[int, int] = (2, 12)) -> Memory:
     return _by_size(text, sizes, lambda file, _: ["-c", ENCODE, str(file)])
 
 
-def training(text: str, preset: str, sizes: tuple[int, int] = (2, 12)) -> Memory:
+def training(
+    text: str, preset: str, sizes: tuple[int, int] = (2, 12), flags: Sequence[str] = ()
+) -> Memory:
     """Measure ``train --text`` with a single step: hash, split and loader are all there."""
+    asked = [*TRAIN, "--preset", preset, *flags]
     return _by_size(
-        text,
-        sizes,
-        lambda file, save: [*TRAIN, "--preset", preset, "--text", str(file), "--save", str(save)],
+        text, sizes, lambda file, save: [*asked, "--text", str(file), "--save", str(save)]
     )
 
 
@@ -97,10 +99,17 @@ def main() -> None:
     """Print a row for each kind of text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", default="tiny", help="of the model that is trained")
-    preset = parser.parse_args().preset
+    parser.add_argument("--sizes", type=int, nargs=2, default=(2, 12), metavar="MEGABYTES",
+                        help="about how large the two texts are")  # fmt: skip
+    parser.add_argument("--trained", action="store_true", help="leave out what is only encoded")
+    parser.add_argument("--flags", default="", help="more for the command train")
+    asked = parser.parse_args()
     print(f"{'':34}{'at the start':>14}{'per byte':>10}{'at 1 GB':>10}")
-    rows = {f"encoded, {kind}": encoding(text) for kind, text in samples().items()}
-    rows[f"trained on ({preset}), English verse"] = training(load_text(), preset)
+    texts = {} if asked.trained else samples()
+    rows = {f"encoded, {kind}": encoding(text, tuple(asked.sizes)) for kind, text in texts.items()}
+    rows[f"trained on ({asked.preset}), English verse"] = training(
+        load_text(), asked.preset, tuple(asked.sizes), asked.flags.split()
+    )
     for name, memory in rows.items():
         print(f"{name:34}{memory.base / 1e6:>11,.0f} MB{memory.per_byte:>10.2f}"
               f"{memory.at(1e9) / 1e9:>7.2f} GB")  # fmt: skip
