@@ -109,9 +109,12 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Take the gradient of causal attention back to queries, keys and values.
 
-    With P = softmax(S) and S = q k^T / sqrt(D), y = P v, row by row:
+    With S = q k^T, P = softmax(S / sqrt(D)) and y = P v, row by row:
 
-        dP = dy v^T        dS = P ⊙ (dP - sum(P ⊙ dP))        dv = P^T dy
+        dP = dy v^T        dS = P ⊙ (dP - sum(P ⊙ dP)) / sqrt(D)        dv = P^T dy
+        dq = dS k          dk = dS^T q
+
+    A masked score has P = 0, so its dS is 0: the mask needs no step of its own.
 
     P is computed again from q and k, so nobody has to keep it. The H/G queries of a group read the
     same key: its gradient is the sum of what they send back.
@@ -131,8 +134,9 @@ def attention_backward(
     G = k.shape[1]
     K = k.repeat_interleave(H // G, dim=1)  # (B, H, T, D)
     V = v.repeat_interleave(H // G, dim=1)  # (B, H, T, D)
-    S = q @ K.transpose(-2, -1) * D**-0.5  # (B, H, T, T)
-    P = F.softmax(S.masked_fill(~causal_mask(T, T, q.device), float("-inf")), dim=-1)
+    S = q @ K.transpose(-2, -1)  # (B, H, T, T)
+    S = S.masked_fill(~causal_mask(T, T, q.device), float("-inf"))
+    P = F.softmax(S * D**-0.5, dim=-1)
     dP = dy @ V.transpose(-2, -1)  # (B, H, T, T)
     dS = P * (dP - (P * dP).sum(-1, keepdim=True)) * D**-0.5  # (B, H, T, T)
     dq = dS @ K  # (B, H, T, D)

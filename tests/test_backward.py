@@ -407,6 +407,10 @@ BUGS = {
         "step", "largest / (norm + 1e-6)", "largest / (float(grad.norm()) + 1e-6)"
     ),
     "AdamW: moments not corrected": ("step", "(1 - beta2**step)", "1"),
+    "AdamW: betas exchanged": (
+        "step", "beta1=config.beta1, beta2=config.beta2", "beta1=config.beta2, beta2=config.beta1"
+    ),
+    "clip: none": ("step", "min(1.0, largest / (norm + 1e-6))", "1.0"),
     "AdamW: decay as part of the gradient": (
         "step", "mean.mul_(beta1)", "grad = grad + decay * weight; mean.mul_(beta1)"
     ),

@@ -121,6 +121,8 @@ _RULED_OUT = {
     "dk": "then q_proj's gradient would be right",
     "dP": "a factor lost there would look just the same from outside, but our line for dP has "
           "none to lose; which line has?",
+    "S": "our line for S has no factor to lose",
+    "P": "lost there it would change P, and v's gradient with it; but v_proj's is right",
     "dq, dk": "a factor lost in the rotation would reach both, but that line has none to lose; "
               "which line has?",
 }  # fmt: skip

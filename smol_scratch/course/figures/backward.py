@@ -46,23 +46,28 @@ def named(curves: Mapping[str, np.ndarray], steps: Sequence[float]) -> Figure:
     figure, (top, ax) = new_figure(2, 1, figsize=(7.2, 6.2), height_ratios=[1, 1.15])
     means = {name: lines.mean(0) for name, lines in curves.items()}
     worst = max(means, key=lambda name: means[name][-1])
-    others = np.array([line for name, line in means.items() if name not in ("right", worst)])
-    top.fill_between(steps, others.min(0), others.max(0), color=COLOURS["other"], alpha=0.55,
-                     linewidth=0, label="the other five wrong gradients")  # fmt: skip
-    top.plot(steps, means["right"], color=_LINE, linewidth=1.8, label="right gradient")
-    top.plot(steps, means[worst], color=_BACK, linewidth=1.8, label=worst)
+    rest = [line for name, line in means.items() if name not in ("right", worst)]
+    for number, line in enumerate(rest):
+        top.plot(steps, line, color=COLOURS["other"], linewidth=1.2,
+                 label=None if number else "the other five, named below")  # fmt: skip
+    top.plot(steps, means["right"], color=_LINE, linewidth=2.2, label="right gradient")
+    top.plot(steps, means[worst], color=_BACK, linewidth=2.2, label=worst)
     handles, labels = top.get_legend_handles_labels()
     top.legend(handles[::-1], labels[::-1], loc="upper right", fontsize=9.5)
     top.set(xlabel="training step", ylabel="loss\n(nats per character)",
-            title="the seven runs, named")  # fmt: skip
+            title="the opening's seven runs: one stands out")  # fmt: skip
     right = curves["right"][:, -1]
     gaps = {name: lines[:, -1] - right for name, lines in curves.items() if name != "right"}
-    for row, gap in enumerate(gaps.values()):
-        ax.plot(gap, np.full(len(gap), row), "o", color=_BACK, markersize=7, alpha=0.55,
+    for row, (name, gap) in enumerate(gaps.items()):
+        colour = _BACK if name == worst else "#666666"
+        ax.plot(gap, np.full(len(gap), row), "o", color=colour, markersize=7, alpha=0.55,
                 markeredgewidth=0)  # fmt: skip
-        ax.plot([gap.mean()] * 2, [row - 0.3, row + 0.3], color=_BACK, linewidth=2.4)
+        ax.plot([gap.mean()] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.4)
+        left = name == worst
+        ax.text(gap.min() - 0.012 if left else 0.11, row, name, color=colour, fontsize=10,
+                ha="right" if left else "left", va="center", weight="bold")  # fmt: skip
     ax.axvline(0, color=_LINE, linewidth=1.8)
-    ax.set_yticks(range(len(gaps)), [*gaps], fontsize=10)
+    ax.set_yticks([])
     ax.set_ylim(len(gaps) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="difference (nats per character)",
@@ -70,7 +75,7 @@ def named(curves: Mapping[str, np.ndarray], steps: Sequence[float]) -> Figure:
            "(dot: one start; bar: mean)")  # fmt: skip
     ax.title.set_fontsize(10.5)
     return describe(figure, """Above, the opening's seven curves. The highest is the norm's second
-        term left out; the other five wrong gradients are a narrow band around the right one. Below,
+        term left out; the other five lie close around the right one. Below,
         for each wrong gradient, the last losses of three starts minus those of the right gradient
         from the same starts. Only without the norm's second term are all three far to the right,
         at a quarter of a nat; the other five lie near 0.""")  # fmt: skip
@@ -95,14 +100,17 @@ def pencil() -> Figure:
     x0, x1, xp, xs = 2.9, 5.9, 9.3, 12.1
     ax.plot([0.3, 14.3], [4.2, 4.2], color=_LINE, linewidth=3, zorder=0)
     arrow(ax, (13.9, 4.2), (14.7, 4.2))
+    arrow(ax, (xs - 0.8, 4.2), (xs - 0.24, 4.2))
     for y in (2.5, 0.8):
         ax.plot([x0, x0], [4.2, y], color=_LINE, linewidth=1.5, zorder=0)
         arrow(ax, (x0, y), (x1 - 0.75, y))
     box(ax, x1 - 0.75, 2.5 - HIGH / 2, 1.5, "gate: 2x", "residual", filled=False)
     box(ax, x1 - 0.75, 0.8 - HIGH / 2, 1.5, "up: 1x", "residual", filled=False)
-    ax.plot([x1 + 0.75, xp - 0.28], [2.5, 2.5], color=_LINE, linewidth=1.5, zorder=0)
-    ax.plot([x1 + 0.75, xp, xp], [0.8, 0.8, 2.2], color=_LINE, linewidth=1.5, zorder=0)
-    ax.plot([xp + 0.28, xs, xs], [2.5, 2.5, 3.9], color=_LINE, linewidth=1.5, zorder=0)
+    arrow(ax, (x1 + 0.7, 2.5), (xp - 0.24, 2.5))
+    ax.plot([x1 + 0.75, xp, xp], [0.8, 0.8, 2.0], color=_LINE, linewidth=1.5, zorder=0)
+    arrow(ax, (xp, 1.2), (xp, 2.26))
+    ax.plot([xp + 0.28, xs, xs], [2.5, 2.5, 3.6], color=_LINE, linewidth=1.5, zorder=0)
+    arrow(ax, (xs, 2.9), (xs, 3.96))
     _node(ax, xp, 2.5, "×")
     _node(ax, xs, 4.2, "+")
     ax.add_patch(Circle((x0, 4.2), 0.1, color=_LINE, zorder=4))
@@ -117,7 +125,7 @@ def pencil() -> Figure:
     for x, y, words in (
         (x0 + 0.15, 4.72, "used three times:\ngradients add"),
         (xs, 4.72, "sum: gradient copied"),
-        (xp + 0.5, 1.75, "product: each side gets\nthe other's value"),
+        (xp + 0.5, 1.75, "product: each side gets the\ngradient × the other's value"),
     ):
         ax.text(x, y, words, fontsize=9.5, style="italic", va="bottom" if y > 3 else "top",
                 ha="center" if x == xs else "left")  # fmt: skip
@@ -145,7 +153,7 @@ def right_angle() -> Figure:
     square = np.array([corner[0], corner[0] + corner[1], corner[1]])
     ax.plot(*square.T, color="black", linewidth=1)
     for at, words, colour, sides in (
-        ((0.235, 1.41), "the line along x", _LINE, "left"),
+        ((0.235, 1.37), "along x, which lies far\noutside, at (1, 7)", _LINE, "left"),
         ((1.04, 1.02), "r · dn = (1, 1)", _LINE, "left"),
         ((0.89, -0.16), "dx = (0.84, −0.12)", _BACK, "left"),
         ((0.05, 0.98), "what points\nalong x:\n(0.16, 1.12)", "#666666", "right"),
@@ -168,11 +176,9 @@ def way_back() -> Figure:
     wide, right, left = 1.5, 12.4, 1.2
     for y, title, ends, parts in (
         (7.4, "first the MLP", ("dout", "dh"),
-         (("down", "down", "dm"), ("product", "mlp", "dgate, dup"), ("gate, up", "up", "db"),
-          ("norm", "norm", ""))),
+         (("down", "dm"), ("product", "dgate,\ndup"), ("gate, up", "db"), ("norm", ""))),
         (3.1, "then attention", ("dh", "dx"),
-         (("o", "attention", "dy"), ("attend", "attention", ""), ("RoPE", "query", ""),
-          ("q, k, v", "query", "da"), ("norm", "norm", ""))),
+         (("o", "dy"), ("attend", "dq,\ndk"), ("RoPE", ""), ("q, k, v", "da"), ("norm", ""))),
     ):  # fmt: skip
         low = y - 1.9
         ax.plot([0.4, 13.2], [y, y], color=_BACK, linewidth=3, zorder=0)
@@ -182,22 +188,20 @@ def way_back() -> Figure:
         ax.plot([right, right], [y, low], color=_BACK, linewidth=1.5, zorder=0)
         gap = (right - left - wide * len(parts)) / (len(parts) + 1)
         at = right
-        for name, colour, words in parts:
+        for name, words in parts:
             arrow(ax, (at, low), (at - gap, low), colour="wrong")
             at -= gap + wide
-            box(ax, at, low - 0.45, wide, name, colour, height=0.9, filled=False)
+            box(ax, at, low - 0.45, wide, name, "residual", height=0.9, filled=False)
             if name == "attend":  # RoPE turns q and k; v goes past it
                 mid, below = at - gap / 2, low - 0.85
-                ax.text(mid, low + 0.55, "dq, dk", fontsize=10, ha="center", va="bottom",
-                        color=_BACK, weight="bold")  # fmt: skip
                 ax.text(mid - gap / 2 - wide / 2, below - 0.1, "dv", fontsize=10, ha="center",
                         va="top", color=_BACK, weight="bold")  # fmt: skip
                 far = at - 2 * gap - wide - wide / 2
                 ax.plot([at + wide / 2, at + wide / 2, far], [low - 0.45, below, below],
                         color=_BACK, linewidth=1.5, zorder=0)  # fmt: skip
                 arrow(ax, (far, below), (far, low - 0.45), colour="wrong")
-            ax.text(at - gap / 2, low - 0.6, words, fontsize=10, ha="center", va="top",
-                    color=_BACK, weight="bold")  # fmt: skip
+            ax.text(at - gap / 2, low + 0.12, words, fontsize=9.5, ha="center", va="bottom",
+                    color=_BACK, weight="bold", linespacing=1.0)  # fmt: skip
         ax.plot([at, left], [low, low], color=_BACK, linewidth=1.5, zorder=0)
         arrow(ax, (left, low - 0.05), (left, y - 0.2), colour="wrong")
         for x, words in zip((13.2, 0.3), ends, strict=True):
@@ -287,16 +291,25 @@ def shares(parts: Mapping[str, tuple[float, float, float]], layers: np.ndarray) 
         11 stand out.""")  # fmt: skip
 
 
-def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+def rows(
+    points: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    bins: Mapping[str, tuple[float, float]],
+    means: Mapping[str, Sequence[float]],
+) -> Figure:
     """Draw how far each row of the table moved against how often its token occurred.
 
     Args:
         points: title to counts and distances, those in units of the rows' mean.
+        bins: name to the lowest and the highest count.
+        means: title to the mean distance in each bin.
     """
     figure, axes = new_figure(1, len(points), figsize=(7.6, 3.1), sharex=True, sharey=True)
     for ax, (title, (counts, distances)) in zip(axes, points.items(), strict=True):
         ax.plot(np.where(counts > 0, counts, 0.2), distances, "o", color=COLOURS["embedding"],
                 alpha=0.4, markersize=4.5, markeredgewidth=0)  # fmt: skip
+        for (low, high), mean in zip(bins.values(), means[title], strict=True):
+            ends = (max(low, 0.14) * 0.9, min(max(high, 0.32), 3500) * 1.1)
+            ax.plot(ends, [mean, mean], color="black", linewidth=2.4, solid_capstyle="butt")
         ax.axvline(0.45, color=_LINE, linewidth=1, linestyle=":")  # left of it: never
         ax.axhline(1, color=_LINE, linewidth=1)
         ax.set(
@@ -312,6 +325,7 @@ def rows(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         ax.set_yticklabels(["0.3", "0.5", "1", "2", "3"])
         ax.minorticks_off()
     axes[0].set_ylabel("distance moved\n(1: the rows' mean)")
+    figure.supxlabel("black bars: the table's means", fontsize=9.5)
     return describe(figure, """How far the rows of the table moved, against how often their
         character was seen. AdamW: the rarer, the farther. Plain gradient descent: the most
         frequent moved farthest; among rows seen up to thirty times
