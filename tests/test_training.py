@@ -1355,6 +1355,48 @@ def test_a_start_that_left_no_checkpoint_does_not_stand_in_the_way(here, capsys)
     assert "f.csv is already there" in refused(capsys, "--steps", "1", "--save", "f")
 
 
+HEAD = ",".join(Metrics._fields) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("", False),
+        ("\n\n", False),
+        ("# from step 0: a machine\n", False),
+        (HEAD, False),
+        (f"# from step 0: a machine\n{HEAD}\n# from step 0: another\n", False),
+        (f"# from step 0: a machine\n{HEAD}0,1.5,,,,,\n", True),
+        (f"# from step 0: a machine\n{HEAD}torn", True),
+        ("# of another program\n", True),
+        ("year,price\n", True),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_without_a_row_makes_room_and_one_with_a_row_is_kept(content, rows, named, tmp_path):
+    """Where --metrics names it, nothing may be lost; else what another start left is moved."""
+    path = tmp_path / "run.csv"
+    path.write_text(content, "utf-8")
+    state = begin()
+    state.options = dataclasses.replace(
+        OPTIONS, save=tmp_path / "run", metrics=path if named else None
+    )
+    if rows and (named or not content.startswith("# from step ")):
+        with pytest.raises(ValueError, match=r"run\.csv is already there"):
+            MetricsFile(path, state)
+        assert path.read_text("utf-8") == content
+        return
+    metrics = MetricsFile(path, state)
+    metrics.file.close()
+    kept = tmp_path / "run.csv.1"
+    assert metrics.moved == (kept if rows else None)
+    assert kept.exists() == rows
+    assert not rows or kept.read_text("utf-8") == content
+    assert [line.partition(" ")[0] for line in path.read_text("utf-8").splitlines()] == [
+        "#", HEAD.strip()
+    ]  # fmt: skip
+
+
 def test_the_hint_to_go_on_is_a_whole_command_that_works(here, capsys, monkeypatch):
     monkeypatch.setattr(run, "_any_process", lambda mine, state: [state.step == 2, False])
     with pytest.raises(SystemExit):
