@@ -20,25 +20,25 @@ _DRAWERS = {
 
 def drawers() -> Figure:
     """Draw the four places where a fault can be, with the question that opens each."""
-    figure, ax = canvas(16, 5.2)
-    box(ax, 6.2, 4.3, 3.6, "something is wrong", "wrong", height=0.7)
+    figure, ax = canvas(16, 4.4)
+    ax.text(8, 4.1, "Something is wrong. In which drawer is the fault?", ha="center", va="top",
+            fontsize=12)  # fmt: skip
     for left, name, colour, question in (
         (0.1, "data", "embedding", "Are inputs and\ntargets what the\nmodel should\nbe given?"),
         (4.3, "model", "attention", "Are the scores\nright, for these\nweights and\nthese tokens?"),
         (8.6, "optimisation", "norm", "Does a step do\nwhat the formula\nsays, to every\nweight?"),
         (12.85, "evaluation", "down", "Does the number\nor the text say\nwhat the model\nsays?"),
     ):  # fmt: skip
-        box(ax, left, 2.5, 3.05, name, colour, height=0.7)
-        ax.plot([8, left + 1.5], [4.3, 3.2], color=COLOURS["other"], lw=0.8, ls=":", zorder=0)
+        box(ax, left, 2.5, 3.05, name, colour, height=0.7, size=11)
         ax.text(left + 1.5, 2.3, question, ha="center", va="top", fontsize=10.5)
         if left > 1:
             ax.annotate("", (left - 0.05, 2.85), (left - 1.15, 2.85), arrowprops={
                 "arrowstyle": "-|>,head_width=0.45,head_length=0.7", "lw": 3.5, "shrinkA": 0,
                 "shrinkB": 0, "mutation_scale": 14, "color": COLOURS["residual"]})  # fmt: skip
-    ax.text(8, 0.05, "A symptom in one drawer may have its cause in any drawer to its left.",
-            ha="center", va="bottom", fontsize=10.5)  # fmt: skip
-    return describe(figure, """Four drawers below the words 'something is wrong': data (are inputs
-        and targets what the model should be given?), model (are the scores right, for these
+    caption = "A symptom in one drawer may have its cause there, or in any drawer to its left."
+    ax.text(8, 0.05, caption, ha="center", va="bottom", fontsize=10.5)
+    return describe(figure, """Four drawers below the words 'Something is wrong. In which
+        drawer is the fault?': data (are inputs and targets what the model should be given?), model (are the scores right, for these
         weights and these tokens?), optimisation (does a step do what the formula says, to every
         weight?), evaluation (does the number or the text say what the model says?). An
         arrow leads from each drawer to the next one on the right, which inherits its
@@ -46,7 +46,10 @@ def drawers() -> Figure:
 
 
 def who_sees_what(
-    cases: Mapping[str, tuple[str, Sequence[str]]], cost: dict[str, int], ours: str
+    cases: Mapping[str, tuple[str, Sequence[str]]],
+    cost: dict[str, int],
+    ours: str,
+    suspects: Sequence[str] = (),
 ) -> Figure:
     """Draw which instrument sees which case.
 
@@ -55,6 +58,7 @@ def who_sees_what(
             each other.
         cost: of each instrument, the cheap ones first.
         ours: the case that the reader knows, whose row is named.
+        suspects: cases whose rows get a dashed frame.
     """
     drawer = [place for place, _ in cases.values()]
     seen = [tools for _, tools in cases.values()]
@@ -70,6 +74,11 @@ def who_sees_what(
             ax.axvspan(column - 0.5, column + 0.5, color=COLOURS["wrong"], alpha=0.25, lw=0)
             ax.text(column, 21.5, "sees none of the 35", rotation=90, ha="center", va="center",
                     fontsize=10)  # fmt: skip
+    for case in suspects:
+        if case != ours:
+            ax.add_patch(Rectangle((-0.45, list(cases).index(case) - 0.5), len(names) - 0.1, 1,
+                                   fill=False, edgecolor=COLOURS["residual"], lw=1.2, ls="--",
+                                   clip_on=False))  # fmt: skip
     known = list(cases).index(ours)
     ax.add_patch(Rectangle((-0.45, known - 0.5), len(names) - 0.1, 1, fill=False,
                            edgecolor=COLOURS["residual"], lw=1.5, clip_on=False))  # fmt: skip
@@ -78,7 +87,7 @@ def who_sees_what(
         for tool in tools:
             corner = (names.index(tool) - 0.4, row - 0.4)
             ax.add_patch(Rectangle(corner, 0.8, 0.8, lw=0, color=COLOURS[_DRAWERS[place]]))
-        alone = {"color": COLOURS["wrong"], "weight": "bold"} if len(tools) == 1 else {}
+        alone = {"weight": "bold"} if len(tools) == 1 else {}
         ax.text(len(names) - 0.1, row, f"{len(tools)}", va="center", fontsize=10, **alone)
     for place, colour in _DRAWERS.items():
         rows = [row for row, its in enumerate(drawer) if its == place]
@@ -108,7 +117,8 @@ def who_sees_what(
         is sparse: most columns hold one to three squares. The last two, foreign and ladder, hold
         many in the model's rows, few elsewhere and none in those of optimisation. The column of
         batch is empty, shaded, and labelled: sees none of the 35. A frame marks the row of our
-        patient: causality, cache, greedy, foreign and ladder see it. Below each instrument stands
+        patient, dashed frames those of the other suspects: causality, cache, greedy, foreign and
+        ladder see our patient. Below each instrument stands
         how many cases it sees; right of each row, by how many instruments it is seen. A single
         witness is in bold: 19 rows of 35.""")  # fmt: skip
 
@@ -122,8 +132,8 @@ def heads_together() -> Figure:
         for i, number in enumerate(numbers):
             box(ax, left + 1.1 * i, bottom, 1.0, str(number), colours[number // 10], height=0.8)
 
-    ax.text(8, 6.2, "in memory: head 1, then head 2 (the last digit: its token)", ha="center",
-            va="center", fontsize=11)  # fmt: skip
+    caption = "in the order of the dimensions: head 1, then head 2 (last digit: the token)"
+    ax.text(8, 6.2, caption, ha="center", va="center", fontsize=11)
     row(4.75, 5.0, [11, 12, 13, 21, 22, 23])
     for left, title, tokens in (
         (0.9, "transposed back, then flattened", ([11, 21], [12, 22], [13, 23])),
@@ -139,14 +149,17 @@ def heads_together() -> Figure:
             row(left + 2.1, bottom, numbers)
             if any(number % 10 != token for number in numbers):
                 late = any(number % 10 > token for number in numbers)
-                words = "sees the future" if late else "has lost head 1"
+                heads = {number // 10 for number in numbers}
+                lost = [f"has lost head {head}" for head in (1, 2) if head not in heads]
+                words = ",\n".join(["sees the future"] * late + lost)
                 ax.text(left + 4.4, bottom + 0.4, words, va="center", fontsize=10,
                         color=COLOURS["wrong"])  # fmt: skip
-    return describe(figure, """Six numbers lie in memory: 11, 12, 13 of the first head, then 21, 22,
+    return describe(figure, """Six numbers in the order of the
+        dimensions: 11, 12, 13 of the first head, then 21, 22,
         23 of the second; the last digit is the token. Transposed back, token 1 gets 11 and 21,
         token 2 gets 12 and 22, token 3 gets 13 and 23. Only reshaped, token 1 gets 11 and 12 and
-        token 2 gets 13 and 21, so both see the future; token 3 gets 22 and 23,
-        both of head 2, and has lost head 1.""")  # fmt: skip
+        token 2 gets 13 and 21, so both see the future, and token 1 has lost
+        head 2; token 3 gets 22 and 23, and has lost head 1.""")  # fmt: skip
 
 
 def points(strategies: dict[str, float]) -> Figure:
@@ -164,5 +177,5 @@ def points(strategies: dict[str, float]) -> Figure:
     ax.set_title("What a case costs, by how the next question is chosen", loc="left")
     return describe(figure, """Four bars that become shorter: points per case when the instruments
         are used in list order, those that see most faults first, by the most bits per
-        point, and, in grey, by the most bits per point where the drawer is given beforehand.
+        point, and, in grey, by the most bits per point once the right drawer is told.
         """)  # fmt: skip

@@ -137,8 +137,8 @@ def marks(report: clinic.Case, key: str) -> str:
         return ""
 
 
-def three_learn() -> dict[str, tuple[float, bool]]:
-    """Return the loss that ``learns`` looks at, and whether it says ✓, for three copies."""
+def three_learn() -> dict[str, tuple[float, float, bool]]:
+    """Return the first loss, the one that ``learns`` looks at, and its mark, for three copies."""
     healthy, without, made = Table("healthy"), Table("healthy"), "return self.o_proj("
     without.change("model.py", made, made.replace("return", "return 0 *"))
     tables = {
@@ -151,8 +151,8 @@ def three_learn() -> dict[str, tuple[float, bool]]:
         p = table.patient
         with p.inside(), steady(), torch.random.fork_rng(devices=[]):
             state = trainee(p, text_with_a_rule(100 * 64 + 1), steps=100)
-            end = statistics.mean(losses(p, state)[-20:])
-        found[name] = end, INSTRUMENTS["learns"](p).fine
+            curve = losses(p, state)
+        found[name] = curve[0], statistics.mean(curve[-20:]), INSTRUMENTS["learns"](p).fine
     return found
 
 
@@ -295,7 +295,7 @@ def strategies(found: Measured) -> dict[str, float]:
         "in list order, cheap ones first": among(lambda one: "", in_order),
         "what sees most faults first": among(lambda one: "", most_seeing),
         "the most bits per point": among(lambda one: "", best_split(found)),
-        "the same, the drawer given": among(drawer_of, best_split(found)),
+        "the most bits per point,\ntold the right drawer": among(drawer_of, best_split(found)),
     }
 
 
@@ -310,13 +310,16 @@ def by_drawer(found: Measured) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 def shelf(first: Sequence[str], found: Measured, left: Sequence[str]) -> str:
     """Return some instruments with what they are worth for these suspects; the others folded."""
-    tools = clinic.tools()
+    tools, places = clinic.tools(), [drawer_of(clinic.case(key)) for key in left]
+    drawers = [drawer for drawer in clinic.drawers() if drawer in places]
     rows = [
-        "| instrument | its question | would see | bits | cost | bits per point |",
+        f"| instrument | its question | would see ({' + '.join(drawers)}) | bits | cost "
+        "| bits per point |",
         "|---|---|:-:|:-:|:-:|:-:|",
     ]
     for name in first:
-        sees = sum(name in found.seen[case] for case in left)
+        seen = [place for case, place in zip(left, places, strict=True) if name in found.seen[case]]
+        sees = " + ".join(str(seen.count(drawer)) for drawer in drawers)
         rows.append(
             f"| `{name}` | {tools[name].asks} | {sees} of {len(left)} | "
             f"{value(found, name, left):.2f} | {tools[name].cost} | "
