@@ -38,8 +38,8 @@ def drawers() -> Figure:
     caption = "A symptom in one drawer may have its cause there, or in any drawer to its left."
     ax.text(8, 0.05, caption, ha="center", va="bottom", fontsize=10.5)
     return describe(figure, """Four drawers below the words 'Something is wrong. In which
-        drawer is the fault?': data (are inputs and targets what the model should be given?), model (are the scores right, for these
-        weights and these tokens?), optimisation (does a step do what the formula says, to every
+        drawer is the fault?': data (are inputs and targets what the model
+        should be given?), model (are the scores right, for these weights and these tokens?), optimisation (does a step do what the formula says, to every
         weight?), evaluation (does the number or the text say what the model says?). An
         arrow leads from each drawer to the next one on the right, which inherits its
         faults.""")  # fmt: skip
