@@ -37,12 +37,12 @@ def drawers() -> Figure:
                 "shrinkB": 0, "mutation_scale": 14, "color": COLOURS["residual"]})  # fmt: skip
     caption = "A symptom in one drawer may have its cause there, or in any drawer to its left."
     ax.text(8, 0.05, caption, ha="center", va="bottom", fontsize=10.5)
-    return describe(figure, """Four drawers below the words 'Something is wrong. In which
-        drawer is the fault?': data (are inputs and targets what the model
-        should be given?), model (are the scores right, for these weights and these tokens?), optimisation (does a step do what the formula says, to every
-        weight?), evaluation (does the number or the text say what the model says?). An
-        arrow leads from each drawer to the next one on the right, which inherits its
-        faults.""")  # fmt: skip
+    return describe(figure, """Four drawers below the words 'Something is wrong. In which drawer
+        is the fault?': data (are inputs and targets what the model should be given?), model (are
+        the scores right, for these weights and these tokens?), optimisation (does a step do what
+        the formula says, to every weight?), evaluation (does the number or the text say what the
+        model says?). An arrow leads from each drawer to the next one on the right, which inherits
+        its faults.""")  # fmt: skip
 
 
 def who_sees_what(
