@@ -157,6 +157,25 @@ def test_a_stretch_without_a_place_is_bounded_and_nothing_is_lost(tokenizer, mon
     assert list(cut("a" * 1999, 300, Cuts(tokenizer))) == ["a" * 1999]
 
 
+@pytest.mark.parametrize("before", range(40, 62))
+def test_where_a_stretch_is_cut_all_the_same_no_added_token_is(before, tokenizer, monkeypatch):
+    """The bound falls before the token, on each of its characters, and behind it."""
+    monkeypatch.setattr(texts, "LONGEST", 60)
+    text = "a" * before + "<|endoftext|>" + "a" * 30
+    parts = [text[:60], text[60:65], text[65:]]
+    pieces = list(texts.pieces_of(parts, Cuts(tokenizer)))
+    assert "".join(pieces) == text
+    assert sum(tokenizer.encode(piece).count(tokenizer.eos_id) for piece in pieces) == 1
+    assert len(pieces) > 1
+    if before < 60 < before + 13:  # in front of the token: a place that it stands at is its own
+        assert len(pieces[0]) == before - 1
+
+
+def test_a_megabyte_and_a_half_of_one_letter_is_one_piece(tokenizer):
+    stretch = "a" * 1_500_000
+    assert list(cut(stretch, texts.PIECE, Cuts(tokenizer))) == [stretch]
+
+
 def test_a_play_in_small_pieces_has_the_tokens_of_the_whole(tmp_path, tokenizer, text):
     file = tmp_path / "plays.txt"
     file.write_text(text[:300_000], "utf-8")
