@@ -34,6 +34,27 @@ def test_a_known_law_is_found_again():
     assert rest == pytest.approx((1.3, 30, 900), rel=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.355, 0.38, 0.42, 0.445])
+@pytest.mark.parametrize("beta", [0.505, 0.57, 0.58])
+def test_exponents_that_only_the_finer_grid_holds_are_found_exactly(alpha, beta):
+    """The first grid goes by 0.05, the second by 0.005."""
+    sizes, lengths, losses, _ = runs(law=Law(1.3, 30.0, alpha, 900.0, beta))
+    found = law.fit(sizes, lengths, losses)
+    assert (found.alpha, found.beta) == pytest.approx((alpha, beta), abs=1e-9)
+    rest = found.E, found.A, found.B
+    assert rest == pytest.approx((1.3, 30, 900), rel=1e-6)
+
+
+def test_an_e_that_is_held_lies_from_0_to_below_every_loss():
+    sizes, lengths, losses, _ = runs()
+    for held in (0, 0.5, min(losses) - 1e-6):
+        found = law.fit(sizes, lengths, losses, E=held)
+        assert held == found.E
+    for wrong in (-0.01, min(losses), 99.0, math.nan):
+        with pytest.raises(ValueError, match="must be at least 0 and below the lowest loss"):
+            law.fit(sizes, lengths, losses, E=wrong)
+
+
 def test_exponents_between_the_grids_points_are_met_to_its_step():
     sizes, lengths, losses, _ = runs(law=Law(1.3, 30.0, 0.4013, 900.0, 0.5488))
     found = law.fit(sizes, lengths, losses)
@@ -206,6 +227,33 @@ def test_a_branch_is_a_run_of_its_own(monkeypatch):
         assert alone[:4] == result[:4]
     assert both[0].uncooled not in (None, both[0].held_out)
     assert both[1].uncooled is None
+
+
+def test_the_training_loss_is_the_mean_of_the_last_30_steps(monkeypatch):
+    seen, real = [], scaling.loss
+
+    def watched(*given):
+        found = real(*given)
+        if torch.is_grad_enabled():  # not while an exam is marked
+            seen.append(found.item())
+        return found
+
+    monkeypatch.setattr(scaling, "loss", watched)
+    steps = 128  # of which 32 cool down
+    [result] = scaling.train(16, 0, races.characters(), rate=0.01, budgets=(steps * 512,))
+    assert len(seen) == steps
+    assert result.training == pytest.approx(sum(seen[-30:]) / 30, rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [16, 32, 128])
+def test_the_width_aware_rule_draws_the_embedding_as_at_width_32(width):
+    plain, aware = (scaling.model(width, 3, rule).state_dict() for rule in scaling.RULES)
+    embedding = "model.embed_tokens.weight"
+    for name in plain.keys() - {embedding, "lm_head.weight"}:
+        assert torch.equal(plain[name], aware[name]), name
+    torch.testing.assert_close(aware[embedding], plain[embedding] * (width / 32) ** 0.5)
+    assert plain[embedding].std().item() == pytest.approx(width**-0.5, rel=0.1)
+    assert aware[embedding].std().item() == pytest.approx(32**-0.5, rel=0.1)
 
 
 def test_both_rules_are_one_at_the_base_width_and_differ_beyond():
