@@ -237,6 +237,17 @@ def test_a_control_has_other_heads_of_the_same_blocks():
     assert len({tuple(inside.other_heads(heads, seed)) for seed in range(20)}) > 5
 
 
+@pytest.mark.parametrize("skip", [0, 3])
+def test_losses_are_each_rows_own_without_what_is_skipped(model, ids, skip):
+    found = inside.losses(model, ids, skip)
+    for row, loss in zip(ids, found, strict=True):
+        scores = model(row[None, :-1])[0][0].log_softmax(-1)  # (T, V)
+        each = -scores[range(8), row[1:]]
+        assert loss == pytest.approx(each[skip:].mean().item(), rel=1e-5)  # float32's sums
+    if skip == 0:  # what the model says itself
+        assert sum(found) / 2 == pytest.approx(model(ids[:, :-1], ids[:, 1:])[1].item(), rel=1e-5)
+
+
 def test_a_spread_is_taken_row_by_row():
     rows = torch.tensor([[3.0, 1.0, 2.0], [9.0, 9.0, 4.0]])
     assert inside.spread(rows) == ([1.0, 4.0], [2.0, 9.0], [3.0, 9.0])
