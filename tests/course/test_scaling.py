@@ -246,6 +246,17 @@ def test_the_training_loss_is_the_mean_of_the_last_30_steps(monkeypatch):
 
 
 @pytest.mark.parametrize("width", [16, 32, 128])
+def test_the_width_aware_rule_divides_the_logits_by_how_much_wider_it_is(width):
+    net = scaling.model(width, 0)
+    idx, targets = torch.randint(65, (2, 3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, own = net(idx, targets)
+        torch.testing.assert_close(scaling.loss(net, "plain", idx, targets), own)
+        chances = (logits * 32 / width).log_softmax(-1).gather(-1, targets[..., None])
+        torch.testing.assert_close(scaling.loss(net, "width-aware", idx, targets), -chances.mean())
+
+
+@pytest.mark.parametrize("width", [16, 32, 128])
 def test_the_width_aware_rule_draws_the_embedding_as_at_width_32(width):
     plain, aware = (scaling.model(width, 3, rule).state_dict() for rule in scaling.RULES)
     embedding = "model.embed_tokens.weight"
