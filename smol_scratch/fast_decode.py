@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smol_scratch.cache import KVCache, LayerCache
-from smol_scratch.generation import check_step, next_logits
+from smol_scratch.generation import _check_step, next_logits
 from smol_scratch.model import Block, GroupedQueryAttention, SmolLM2, fast_attention, rotate
 from smol_scratch.quantize import (
     QuantizedMatrix,
@@ -218,7 +218,7 @@ class CompiledDecoder:
 
     def _read(self, idx: Tensor, cache: KVCache) -> Tensor:
         """Do the same for a prompt, (1, T) -> (1, V), whose matrices are in few bits."""
-        check_step(self.model, idx, cache)
+        _check_step(self.model, idx, cache)
         model = self.model.model
         x = model.embed_tokens(idx)[0]  # (T, C)
         for block, layer in zip(model.layers, cache.layers, strict=True):

@@ -201,7 +201,7 @@ def _check_ids(logits: Tensor, ids: Tensor) -> None:
             raise ValueError(f"token {wrong}: must lie between 0 and {logits.shape[1] - 1}")
 
 
-def check_step(model: SmolLM2, idx: Tensor, cache: KVCache) -> None:
+def _check_step(model: SmolLM2, idx: Tensor, cache: KVCache) -> None:
     """Raise for what cannot be scored: the cheap checks, before each token."""
     if not isinstance(idx, Tensor) or not isinstance(cache, KVCache):
         kinds = type(idx).__name__, type(cache).__name__
@@ -229,7 +229,7 @@ def next_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
     Shapes: (B, T) -> (B, V).
     """
     model = unwrapped(model)
-    check_step(model, idx, cache)
+    _check_step(model, idx, cache)
     x = model.model.embed_tokens(idx)  # (B, T, C)
     for block, layer in zip(model.model.layers, cache.layers, strict=True):
         x = block(x, layer)
@@ -270,7 +270,7 @@ def fast_logits(model: SmolLM2, idx: Tensor, cache: KVCache) -> Tensor:
     switch is the process's: a second thread at work meanwhile may be slower, never wrong.)
     """
     model = unwrapped(model)
-    check_step(model, idx, cache)
+    _check_step(model, idx, cache)
     embedding = model.model.embed_tokens.weight
     single = idx.numel() == 1 and embedding.device.type == "cpu"
     if not (single and embedding.dtype == torch.bfloat16):

