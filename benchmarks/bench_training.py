@@ -2,7 +2,8 @@
 
 A step is forward, backward and AdamW at 4 × 256 in the 135M model, bfloat16 autocast where the
 processor has bfloat16, no clipping. Ours is held against ``transformers``' own model with the same
-weights and against the limit: the time of the model's own matrix products alone.
+weights and against the limit: the time of the model's own matrix products, and that of the bytes
+which must pass through memory (``accounting.training_traffic``) at the speed that it has here.
 
 Each variant lives in a process of its own, since the memory setting cannot be undone, and they take
 turns: one computes, the others wait. So whatever else the machine does falls on all of them, and
@@ -42,7 +43,7 @@ from torch import Tensor
 from torch.multiprocessing import get_context
 
 from smol_scratch import SmolLM2, SmolLM2Config
-from smol_scratch.accounting import MatrixProduct, matrix_products
+from smol_scratch.accounting import MatrixProduct, matrix_products, training_traffic
 from smol_scratch.cache import LayerCache
 from smol_scratch.fast import (
     FastRMSNorm,
@@ -84,6 +85,7 @@ HONEST = Variant("transformers, memory kept, fused AdamW", theirs=True, keep=Tru
 EAGER = Variant("ours", keep=True, fused=True, grouped=True, norm=True, loss=True)
 COMPILED = EAGER._replace(name="ours, blocks compiled", compiled="blocks")
 LIMIT = Variant("matrix products alone", keep=True)
+MEMORY = Variant("bytes at memory's speed", keep=True)
 
 LADDER = [
     Variant("plain, float32", bf16=False),
@@ -288,14 +290,34 @@ def factors(product: MatrixProduct, dtype: torch.dtype, n_heads: int) -> tuple[T
     return plain(m, k), plain(k, n)
 
 
+def make_traffic() -> Callable[[], float]:
+    """Return what measures the seconds in which the bytes of one step pass through memory.
+
+    The memory's speed is that of a sum of two long vectors, which reads two and writes a third.
+    """
+    dtype = torch.bfloat16 if has_bf16() else torch.float32
+    moved = sum(training_traffic(CONFIG, B, T, dtype).values())
+    one, other, into = (torch.ones(64 << 20) for _ in range(3))  # 256 MiB each
+
+    def measure() -> float:
+        calls = []
+        for _ in range(6):
+            begin = time.perf_counter()
+            torch.add(one, other, out=into)
+            calls.append(time.perf_counter() - begin)
+        return statistics.median(calls[1:]) * moved / (3 * one.nbytes)
+
+    return measure
+
+
 def live(variant: Variant, wire: Connection) -> None:
     """Take turns: receive a number of steps, answer with the seconds of each; 0 ends."""
     if variant.keep and not keep_freed_memory():
         raise SystemExit(f"{variant.name}: freed memory cannot be kept on this system")
-    if variant == LIMIT:
-        products = make_products()
+    if variant in (LIMIT, MEMORY):
+        measured = make_products() if variant == LIMIT else make_traffic()
         while wire.recv():
-            wire.send([products()])
+            wire.send([measured()])
         wire.send(0)
         return
     with tempfile.TemporaryDirectory() as empty:  # a cold compiler, not yesterday's cache
@@ -372,8 +394,9 @@ def climb(sittings: list[list[Variant]], rounds: int) -> list[Row]:
 
 def show(rows: list[Row]) -> None:
     seconds = {row.variant: row.seconds for row in rows}
-    reference, limit = seconds.get(USER, rows[0].seconds), seconds.get(LIMIT)
-    print(f"\n{'':40} {'s/step':>7} {'tokens/s':>8} {'ratio':>6} {'of limit':>8} {'peak GB':>8}")
+    reference = seconds.get(USER, rows[0].seconds)
+    limit = seconds[LIMIT] + seconds[MEMORY] if {LIMIT, MEMORY} <= seconds.keys() else None
+    print(f"\n{'':40} {'s/step':>7} {'tokens/s':>8} {'ratio':>6} {'of both':>8} {'peak GB':>8}")
     for row in rows:
         share = f"{limit / row.seconds:8.0%}" if limit else f"{'':8}"
         print(
@@ -388,24 +411,26 @@ def show_targets(rows: list[Row]) -> None:
     def times(one: Variant, other: Variant) -> float:
         return row[other].seconds / row[one].seconds
 
+    def share(one: Variant) -> float:
+        return (row[LIMIT].seconds + row[MEMORY].seconds) / row[one].seconds
+
     targets = [
-        ("ours, times transformers", times(EAGER, USER), 1.45),
-        ("ours, share of the limit", times(EAGER, LIMIT), 0.75),
-        ("ours, times transformers given the same", times(EAGER, HONEST), 1.15),
+        ("ours, times transformers given the same", times(EAGER, HONEST), 1.25),
+        ("ours, share of the two limits together", share(EAGER), 0.75),
         ("memory: transformers, times ours", row[USER].peak / row[EAGER].peak, 1.0),
     ]
     if COMPILED in row:
         compilation = row[COMPILED].cold - row[COMPILED].seconds
         targets += [
-            ("compiled, times transformers", times(COMPILED, USER), 1.6),
-            ("compiled, share of the limit", times(COMPILED, LIMIT), 0.8),
+            ("compiled, times transformers given the same", times(COMPILED, HONEST), 1.4),
+            ("compiled, times ours", times(COMPILED, EAGER), 1.0),
             ("20 s, times the cold compilation", 20 / compilation, 1.0),
             ("memory: transformers, times compiled", row[USER].peak / row[COMPILED].peak, 1.0),
         ]
     print()
     for what, found, wanted in targets:
         met = "met" if found >= wanted else "MISSED"
-        print(f"{what:40} {found:5.2f}, wanted at least {wanted:4.2f}: {met}")
+        print(f"{what:45} {found:5.2f}, wanted at least {wanted:4.2f}: {met}")
 
 
 def machine() -> str:
@@ -439,8 +464,13 @@ def main() -> None:
     parser.add_argument("--ladder", action="store_true", help="what each change brought")
     parser.add_argument("--skip-compiled", action="store_true", help="not with --ladder")
     parser.add_argument("--write", action="store_true", help="keep the result in data/records/")
+    parser.add_argument(
+        "--sitting",
+        action="store_true",
+        help="add it to those of this kind of processor; not with --ladder",
+    )
     options = parser.parse_args()
-    variants = [USER, EAGER, COMPILED, HONEST, LIMIT]
+    variants = [USER, EAGER, COMPILED, HONEST, LIMIT, MEMORY]
     if options.skip_compiled:
         variants = [variant for variant in variants if not variant.compiled]
     if options.ladder and options.skip_compiled:
@@ -450,6 +480,27 @@ def main() -> None:
     show(rows)
     if not options.ladder:
         show_targets(rows)
+    if options.sitting and not options.ladder:
+        from benchmarks import kinds  # which asks this file what machine it is
+
+        given = {row.variant: row.seconds for row in rows}
+        kinds.keep(
+            DATA / "training_sittings.csv",
+            [
+                {
+                    "variant": row.variant.name,
+                    "s_per_step": f"{row.seconds:.4g}",
+                    "times_given_the_same": f"{given[HONEST] / row.seconds:.3f}",
+                    "of_products": f"{given[LIMIT] / row.seconds:.3f}",
+                    "of_both": f"{(given[LIMIT] + given[MEMORY]) / row.seconds:.3f}",
+                    "first_step_s": f"{row.cold:.4g}",
+                    "peak_gb": f"{row.peak / 1e9:.4g}",
+                }
+                for row in rows
+            ],
+            " ".join([NAME, *sys.argv[1:]]),
+            one=False,
+        )
     if options.write:
         name = "training_ladder.csv" if options.ladder else "training_speed.csv"
         write(rows, DATA / name, " ".join([NAME, *sys.argv[1:]]))

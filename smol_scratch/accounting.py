@@ -272,6 +272,55 @@ def training_memory(
     }
 
 
+def training_traffic(
+    config: SmolLM2Config, B: int, T: int, dtype: torch.dtype = torch.float32
+) -> dict[str, int]:
+    """Return the bytes that a training step with AdamW moves through memory at least, by kind.
+
+    What is larger than a processor's cache and needed again later goes to memory and comes back;
+    what the next operation reads at once may stay in the cache and is not counted. So a step takes
+    at least the time of its matrix products, their factors warm, and the time of these bytes at
+    the memory's speed: PyTorch runs one operation after the other, and the two add.
+
+    The least, not what ``model.py`` happens to do: norms' results are shared by the products that
+    read them, SiLU is computed again on the way back, logits stay in ``dtype``. No clipping, which
+    would read each gradient once more.
+
+    Args:
+        config: the model.
+        B: sequences in the batch.
+        T: tokens in a sequence.
+        dtype: of the matrix products: float32, or bfloat16 or float16 under autocast.
+
+    Raises:
+        ValueError: for another type.
+    """
+    if dtype not in PRODUCT_TYPES:
+        raise ValueError(f"dtype={dtype}: must be one of {', '.join(map(str, PRODUCT_TYPES))}")
+    L, C, tokens, size = config.n_layer, config.n_embd, B * T, dtype.itemsize
+    count, N = parameters(config), total_parameters(config)
+    lookup = 0 if config.tie_embeddings else count["Token Embeddings"]  # no matrix product
+    matrices = sum(count.values()) - count["RMSNorm"] - lookup
+    heads, kv_heads = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+    # Before each norm in float32, and its result; queries and attention's output; keys and values;
+    # gate, up and their product.
+    kept = (2 * L + 1) * C * (4 + size) + L * (2 * heads + 2 * kv_heads) * size
+    kept += 3 * L * config.intermediate_size * size
+    copied = dtype != torch.float32
+    return {
+        "weights, read forward": 4 * matrices,
+        "weights' copies, written": size * matrices if copied else 0,
+        "weights, read backward": size * matrices,
+        "activations, written and read": 2 * kept * tokens,
+        # Written and read by the loss; read again for their gradient; that is written, and read by
+        # two products.
+        "logits and their gradient": 6 * size * config.vocab_size * tokens,
+        "gradients, written": 4 * N,
+        "AdamW: four numbers read a weight": 16 * N,
+        "AdamW: three numbers written": 12 * N,
+    }
+
+
 def kv_cache_bytes(
     config: SmolLM2Config, tokens: int = 1, dtype: torch.dtype = torch.float32
 ) -> int:

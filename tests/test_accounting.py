@@ -34,6 +34,7 @@ from smol_scratch.accounting import (
     training_cost,
     training_memory,
     training_runs,
+    training_traffic,
 )
 from smol_scratch.hardware import CARDS, device_peak, find_card, peak_flops
 from smol_scratch.hub import config_to_hf
@@ -205,6 +206,36 @@ def test_the_rows_of_the_training_memory():
     assert rows["AdamW's two moments"] == 1_076_120_064
     parts = sum(size for name, size in rows.items() if name not in ("peak", "gradients"))
     assert rows["peak"] == parts == 3_562_626_820
+
+
+def test_the_traffic_of_a_training_step():
+    """By hand for one configuration; and never more than the tensors that are really there."""
+    config, (B, T) = SMALL, (2, 8)
+    moved = training_traffic(config, B, T, torch.bfloat16)
+    # A block: q, o 40 x 48, k, v 40 x 16, three of 40 x 72; the tied table 101 x 40.
+    matrices = 3 * (2 * 1920 + 2 * 640 + 3 * 2880) + 4040
+    weights = matrices + 7 * 40
+    assert weights == total_parameters(config)
+    # A token: seven norms' 40 in 4 and 2 bytes; three blocks' 48 + 48 + 16 + 16 and 3 x 72 in 2.
+    token = 7 * 40 * 6 + 3 * 128 * 2 + 3 * 216 * 2
+    assert moved == {
+        "weights, read forward": 4 * matrices,
+        "weights' copies, written": 2 * matrices,
+        "weights, read backward": 2 * matrices,
+        "activations, written and read": 2 * 16 * token,
+        "logits and their gradient": 6 * 2 * 101 * 16,
+        "gradients, written": 4 * weights,
+        "AdamW: four numbers read a weight": 16 * weights,
+        "AdamW: three numbers written": 12 * weights,
+    }
+    assert 16 * token < sum(activations(config, B, T, torch.bfloat16).values())
+    wide = training_traffic(config, B, T)
+    assert wide["weights' copies, written"] == 0
+    assert wide["weights, read backward"] == 4 * matrices
+    untied = training_traffic(replace(config, tie_embeddings=False), B, T, torch.bfloat16)
+    assert untied["weights, read forward"] == moved["weights, read forward"]
+    with pytest.raises(ValueError, match=r"torch\.float64: must be one of torch\.float32"):
+        training_traffic(config, B, T, torch.float64)
 
 
 def test_more_is_held_by_a_model_that_leaks():
