@@ -290,7 +290,7 @@ def validates(node):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         name = getattr(node.value.func, "attr", getattr(node.value.func, "id", ""))
-        return name.startswith(("_check", "check_"))
+        return name.startswith("_check")
     return isinstance(node, ast.FunctionDef) and node.name.startswith("_check")
 
 
