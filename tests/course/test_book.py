@@ -345,10 +345,11 @@ def chromium():
 
 
 def unfold(page):
-    """Open all that is folded, and wait for the formulas."""
+    """Open all that is folded; wait for the formulas, and until what fades in is there."""
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     if page.evaluate("!!document.querySelector('.math')"):
         page.wait_for_selector("mjx-container", state="attached")
+    page.evaluate("Promise.all(document.getAnimations().map((one) => one.finished)).then(() => 0)")
 
 
 @slow
