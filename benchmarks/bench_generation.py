@@ -18,8 +18,6 @@ LLAMA_PYTHON names (``pip install llama-cpp-python`` compiles it for the machine
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import re
@@ -38,6 +36,7 @@ from torch import Tensor
 
 from benchmarks import kinds
 from benchmarks.bench_training import machine
+from benchmarks.llama_writer import serve
 from smol_scratch import assets, load_pretrained, load_text, load_tokenizer, to_transformers
 from smol_scratch.fast_decode import CompiledDecoder
 from smol_scratch.generation import generate
@@ -81,19 +80,6 @@ def read_bandwidth() -> float:
         block.sum()
         seconds.append(time.perf_counter() - start)
     return block.nbytes / median(seconds)
-
-
-def peak_memory() -> float:
-    """Return the largest resident size since the last ``forget_peak``, in bytes (Linux)."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
-    return int(found[1]) * 1024 if found else float("nan")
-
-
-def forget_peak() -> None:
-    """Give freed memory back and count the peak from here, loading left aside (Linux)."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def write_gguf(path: Path, form: str) -> None:
@@ -149,31 +135,7 @@ def writer_of(variant: str) -> Callable[[list[int], int], object]:
 def child(variant: str, prompt: list[int]) -> None:
     """Measure whenever a line with a number of tokens comes in, and write what was found."""
     write = writer_of(variant)
-    start = time.perf_counter()
-    write(prompt, 3)  # whatever is done once, compilation above all
-    cold = time.perf_counter() - start
-    forget_peak()
-    print(json.dumps({"cold": cold}), flush=True)
-    for line in sys.stdin:
-        write(prompt, 1)  # the memory of a process that waited for its turn may have been put away
-        first, first_cpu = took(write, prompt, 1)
-        whole, whole_cpu = took(write, prompt, int(line))
-        measured = {
-            "first": first,
-            "rate": (int(line) - 1) / (whole - first),
-            "by_cpu": (int(line) - 1) / (whole_cpu - first_cpu),
-            "peak": peak_memory(),
-        }
-        print(json.dumps(measured), flush=True)
-
-
-def took(
-    write: Callable[[list[int], int], object], prompt: list[int], count: int
-) -> tuple[float, float]:
-    """Return the seconds of the clock, and those of all processors, that writing takes."""
-    start, cpu = time.perf_counter(), time.process_time()
-    write(prompt, count)
-    return time.perf_counter() - start, time.process_time() - cpu
+    serve(lambda count: write(prompt, count))
 
 
 def main() -> None:
