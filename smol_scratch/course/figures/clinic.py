@@ -151,6 +151,8 @@ def heads_together() -> Figure:
                 late = any(number % 10 > token for number in numbers)
                 heads = {number // 10 for number in numbers}
                 lost = [f"has lost head {head}" for head in (1, 2) if head not in heads]
+                if all(number % 10 != token for number in numbers):
+                    lost = ["has nothing of its own"]
                 words = ",\n".join(["sees the future"] * late + lost)
                 ax.text(left + 4.4, bottom + 0.4, words, va="center", fontsize=10,
                         color=COLOURS["wrong"])  # fmt: skip
