@@ -16,63 +16,97 @@ from smol_scratch.model import SmolLM2
 
 
 @exercise
-def check_no_grouping(answer: int) -> str:
-    """Expect how many parameters more the model has with a key-value head for each query head."""
+def check_no_grouping(answer: dict[str, int]) -> str:
+    """Expect parameters, and activation bytes per token, that grouping the heads saves."""
+    keys = ("parameters", "bytes per token")
+    if not isinstance(answer, dict) or set(answer) != set(keys):
+        raise Hint("answer with a dictionary, as in the cell: " + " and ".join(map(repr, keys)))
+    numbers, size = (answer[key] for key in keys)
+    if not isinstance(numbers, int) or not isinstance(size, int):
+        raise Hint("both are whole numbers")
     config = SmolLM2Config()
+    shapes = config, replace(config, n_kv_head=config.n_head)
     with torch.device("meta"):
-        models = [SmolLM2(config), SmolLM2(replace(config, n_kv_head=config.n_head))]
+        models = [SmolLM2(shape) for shape in shapes]
     few, many = (sum(weight.numel() for weight in model.parameters()) for model in models)
-    if not isinstance(answer, int):
-        raise Hint("answer with a whole number of parameters")
-    if answer == many:
+    if numbers == many:
         raise Hint("that is the total; how many more is it than with three key-value heads?")
-    if answer * config.n_layer == many - few:
-        raise Hint("right for one layer; there are more")
-    if 2 * answer == many - few:
-        raise Hint("keys and values both have heads")
-    if answer == 3 * (many - few) // 2:
+    if numbers * config.n_layer == many - few:
+        raise Hint("parameters: right for one layer; there are more")
+    if 2 * numbers == many - few:
+        raise Hint("parameters: keys and values both have heads")
+    if numbers == 3 * (many - few) // 2:
         raise Hint("that is all that nine heads take; three of them are there already")
-    if answer != many - few:
+    if numbers != many - few:
         raise Hint(
             "a key-value head takes two matrices of 576 × 64 in each layer, one for keys and one "
             "for values; how many heads are new?"
         )
-    return "six heads more in thirty layers, a tenth of the model"
+    less, more = (training_memory(shape, 1, 1, torch.bfloat16)["activations"] for shape in shapes)
+    expected = more - less - 2 * (many - few)  # without the copies of the new weights
+    if size == 2 * expected:
+        raise Hint("bytes: these are kept in 16 bits")
+    if 2 * size == expected:
+        raise Hint("bytes: numbers are counted, or only keys or only values; bytes of both, please")
+    if 2 * size == 3 * expected:
+        raise Hint("bytes: of k, only the rotated one is kept")
+    if size * config.n_layer == expected:
+        raise Hint("bytes: right for one layer; there are more")
+    if size != expected:
+        raise Hint("bytes: six more keys and six more values of 64 channels; what is kept of each?")
+    return "a tenth more parameters, and 3 % more bytes for each token"
+
+
+def _bytes_per_token(
+    config: SmolLM2Config, *, size: int = 2, copies: int = 5, outputs: int = 2,
+    vocabulary: int = 14, ends: bool = True, numbers: int = 16, sums: bool = True, **other: int,
+) -> int:  # fmt: skip
+    """Return the table's sum of a token's bytes, or what a mistake makes of it."""
+    C, hidden = config.n_embd, config.intermediate_size
+    q = other.get("q", config.n_head * config.head_dim)
+    kv = other.get("kv", config.n_kv_head * config.head_dim)
+    block = 4 * C * 4 + 2 * 4
+    block += (copies * C + q + 2 * kv + outputs * q + 4 * hidden) * size
+    block += 4 * config.n_head if sums else 0
+    last = 2 * C * 4 + 4 + C * size if ends else 0
+    blocks = other.get("layers", config.n_layer) * block
+    return blocks + last + numbers + vocabulary * config.vocab_size
 
 
 @exercise
-def check_largest_batch(answer: Callable[[SmolLM2Config, int, int], int]) -> str:
-    """Expect a function (config, T, memory in bytes) -> largest batch that fits, 0 if none."""
-    full, tiny = SmolLM2Config(), SmolLM2Config.preset("tiny")
-    for config, T, memory in (
-        (full, 256, 16 * 10**9),
-        (full, 1024, 16 * 10**9),
-        (full, 256, 2 * 10**9),
-        (full, 1, 2_380_000_000),
-        (tiny, 64, training_memory(tiny, 7, 64, torch.bfloat16)["peak"]),
-    ):
-        expected = 0
-        # Doubling and halving, since the peak grows with the batch.
-        step = 1 << 14
-        while step:
-            peak = training_memory(config, expected + step, T, torch.bfloat16)["peak"]
-            expected += step if peak <= memory else 0
-            step //= 2
-        found = answer(config, T, memory)
+def check_bytes_per_token(answer: Callable[[SmolLM2Config], int]) -> str:
+    """Expect a function config -> bytes that one more token adds to the peak, mixed precision."""
+    first, second = SmolLM2Config(), SmolLM2Config.preset("360M")
+    for config in (first, second, replace(first, head_dim=32), replace(first, n_layer=3)):
+        # Where so many tokens are, the peak is a straight line.
+        two, one = (training_memory(config, B, 256, torch.bfloat16)["peak"] for B in (2048, 1024))
+        expected = (two - one) // (1024 * 256)
+        found = answer(config)
         if found == expected:
             continue
-        where = f"T={T} and {memory:,} bytes for a model of {total_parameters(config):,}"
-        if expected == 0:
-            raise Hint(f"{where}: not even one sequence fits, so the answer is 0")
-        if isinstance(found, int) and found == expected + 1:
-            raise Hint(f"{where}: one too many; does your last batch still fit?")
-        if isinstance(found, int) and found == expected - 1:
-            raise Hint(f"{where}: one too few; a batch that fills the memory to the byte fits")
-        raise Hint(
-            f"{where}: {found} is not the largest batch; ask training_memory(config, B, T, "
-            "torch.bfloat16)['peak'] for several B"
-        )
-    return "what fits can be computed before a machine is rented"
+        where = f"a model of {total_parameters(config):,} parameters"
+        if config != first and found == _bytes_per_token(first):
+            raise Hint(f"{where}: that is the 135M's sum; take the sizes from config")
+        heads = config.n_head * config.head_dim
+        mistakes: dict[str, list[dict[str, Any]]] = {
+            "only one block is counted": [{"layers": 1}],
+            "keys and values have n_kv_head heads, not n_head": [{"kv": heads}],
+            "q is n_head · head_dim wide, which need not be n_embd": [{"q": config.n_embd}],
+            "all is counted with 4 bytes; the products are in 16 bits": [{"size": 4}],
+            "autocast copies a norm's output for each matrix that reads it: q, k, v, gate, up":
+                [{"copies": n} for n in (0, 1, 2, 3, 4)],
+            "attention's output is kept twice": [{"outputs": 1}],
+            "at the peak the vocabulary has four tensors: 2 + 4 + 4 + 4 bytes":
+                [{"vocabulary": n} for n in (0, 2, 4, 6, 8, 10, 12, 16)],
+            "after the last block come one more norm and the head's copy": [{"ends": False}],
+            "the two integers, the token's id and its target's, take 16 bytes": [{"numbers": 0}],
+            "attention keeps one softmax sum for each head": [{"sums": False}],
+        }  # fmt: skip
+        for hint, cases in mistakes.items():
+            if any(found == _bytes_per_token(config, **case) for case in cases):
+                raise Hint(f"{where}: {hint}")
+        raise Hint(f"{where}: {found} is not the sum; go through the table row by row")
+    return "with this and 14 bytes per parameter you know what fits before you rent a card"
 
 
 def colleague_count(config: SmolLM2Config) -> int:

@@ -35,7 +35,7 @@ _LOOK = {
     "weights": (COLOURS["residual"], ""),
     "AdamW's two moments": ("#8A8A8A", ".."),
     "gradients of the weights": ("#C9C9C9", "\\\\"),
-    "16-bit copies of the weights": ("#E3E3E3", "//"),
+    "16-bit copies of the weights": ("#F0E442", ""),
     "norms and residual stream": (COLOURS["norm"], ""),
     "attention": (COLOURS["attention"], ""),
     "MLPs": (COLOURS["mlp"], ""),
@@ -101,6 +101,11 @@ def nested_map(tree: Mapping[str, Any]) -> Figure:
     boxes = layout(tree, (0, 0, 7.5, 3.5))
     _tiles(whole, boxes, 7.5, 3.5)
     left, top, width, height = boxes[("embedding",)]
+    share = {
+        "embedding": tree["embedding"] / total(tree),
+        "MLPs": sum(_named(tree["blocks"], "MLP")) / total(tree),
+        "attention": sum(_named(tree["blocks"], "attention")) / total(tree),
+    }
     whole.text(left + width / 2, top + height / 2, f"embedding\n= head\n\n{tree['embedding']:,}",
                ha="center", va="center", color="white", fontsize=10)  # fmt: skip
     frames: dict[str, list[Box]] = {}
@@ -114,7 +119,8 @@ def nested_map(tree: Mapping[str, Any]) -> Figure:
             Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white",
                       linewidth=1.6)
         )  # fmt: skip
-    whole.set_title("Three fifths are MLPs: area is parameters, a framed tile is a layer")
+    said = ", ".join(f"{name} {part:.0%}" for name, part in share.items())
+    whole.set_title(f"Area is parameters, a framed tile a layer: {said}")
     first = next(iter(next(iter(tree["blocks"].values())).values()))
     boxes = layout(first, (0, 0, 7.5, 1.5))
     _tiles(one, boxes, 7.5, 1.5)
@@ -131,12 +137,21 @@ def nested_map(tree: Mapping[str, Any]) -> Figure:
     return describe(
         figure,
         """
-        Tree map of the 135M model. One brown rectangle, a fifth of the area, is the
-        embedding. The rest is a grid of thirty equal layers, each three quarters MLP in
-        red, one quarter attention in blue. Below, one layer enlarged: gate, up and down
-        884,736 each; q and o 331,776 each; k and v 110,592 each.
+        Tree map of the 135M model: embedding 21 %, MLPs 59 %, attention 20 %. One brown
+        rectangle is the embedding. The rest is a grid of thirty equal layers, each three
+        quarters MLP in red, one quarter attention in blue. Below, one layer enlarged: gate,
+        up and down 884,736 each; q and o 331,776 each; k and v 110,592 each.
         """,
     )
+
+
+def _named(tree: Any, name: str) -> Iterator[float]:
+    """Yield the size of every part of this name in nested dictionaries."""
+    for key, part in tree.items() if isinstance(tree, Mapping) else ():
+        if key == name:
+            yield total(part)
+        else:
+            yield from _named(part, name)
 
 
 def model_tree(model: nn.Module) -> dict[str, Any]:
@@ -163,17 +178,17 @@ def model_tree(model: nn.Module) -> dict[str, Any]:
 _BLOCK = (
     ("residual stream", "residual", ((8, True),), "the norm's derivative reads it"),
     ("RMSNorm", "norm", ((1, True), (8, True), (8, True)),
-     "the scale; before and after its weight"),
+     "its scale; the vector before and after its weight"),
     ("q, k, v", "attention", ((8, False), (4, False), (4, True)),
-     "v only: a rotation needs its angles alone"),
+     "v only: RoPE's derivative needs only the angles"),
     ("RoPE of q and k", "attention", ((8, True), (4, True)), "attention's derivative reads them"),
     ("attention", "attention", ((8, True), (2, True), (8, True)),
-     "output, sum of weights, output again"),
+     "output; its softmax sums; output again"),
     ("o_proj", "attention", ((8, False),), "it is only added"),
     ("+ the stream", "residual", ((8, True),), "the next norm reads the sum"),
     ("RMSNorm", "norm", ((1, True), (8, True), (8, True)), "as above"),
-    ("gate, up", "mlp", ((12, True), (12, True)), "each is a factor"),
-    ("SiLU(gate)", "mlp", ((12, True),), "a factor"),
+    ("gate, up", "mlp", ((12, True), (12, True)), "SiLU's derivative reads gate; up is a factor"),
+    ("SiLU(gate)", "mlp", ((12, True),), "the other factor"),
     ("SiLU(gate) · up", "mlp", ((12, True),), "down_proj's input"),
     ("down_proj", "mlp", ((8, False),), "it is only added"),
 )  # fmt: skip
@@ -182,8 +197,8 @@ _CELL = 0.33  # the width of a number
 
 def kept_in_a_block() -> Figure:
     """Draw what one block makes for a token: kept for the backward pass, or let go at once."""
-    figure, ax = drawing.canvas(25, 0.95 * len(_BLOCK) + 1.5, inches=7.5)
-    top = 0.95 * len(_BLOCK) - 0.1
+    figure, ax = drawing.canvas(26, 0.95 * len(_BLOCK) + 2.6, inches=7.8)
+    top = 0.95 * len(_BLOCK) + 0.15
     for row, (name, colour, vectors, why) in enumerate(_BLOCK):
         bottom = top - 0.95 * row
         drawing.box(ax, 0, bottom, 4.6, name, colour, size=9)
@@ -204,20 +219,25 @@ def kept_in_a_block() -> Figure:
         ax.text(14.6, bottom + HIGH / 2, str(stays), va="center", ha="right", fontsize=10,
                 weight="bold")  # fmt: skip
         ax.text(15.0, bottom + HIGH / 2, why, va="center", fontsize=9)
-    ax.text(0, top + 1.4, f"A block keeps {kept_numbers()} numbers per token and "
+    ax.plot([13.2, 14.7], [top - 0.95 * row - 0.12] * 2, color="black", linewidth=0.9)
+    ax.text(14.6, top - 0.95 * row - 0.2, str(kept_numbers()), va="top", ha="right", fontsize=10,
+            weight="bold")  # fmt: skip
+    ax.text(15.0, top - 0.95 * row - 0.2, "numbers per token", va="top", fontsize=9)
+    ax.text(0, top + 1.5, f"A block keeps {kept_numbers()} numbers per token and "
             f"lets {kept_numbers(False)} go", fontsize=11,
             va="bottom")  # fmt: skip
     ax.text(5.2, top + HIGH + 0.1, "filled: kept;  dotted: let go", fontsize=9, va="bottom")
     ax.text(14.6, top + HIGH + 0.1, "kept", fontsize=9, va="bottom", ha="right", weight="bold")
+    ax.text(15.0, top + HIGH + 0.1, "which, and for what", fontsize=9, va="bottom")
     return describe(
         figure,
         """
         Twelve operations of a block, one below the other, each with the numbers that it
         makes for one token of the paper model. Kept: the stream, the norm's scale and its
         vector before and after the weight, v, the rotated q and k, attention's output twice
-        and its sum of weights, the sum, the second norm's, gate, up, SiLU of gate, their
-        product. Let go: q and k before the rotation, and the outputs of o_proj and
-        down_proj.
+        and its softmax sums, the new stream, the second norm's, gate, up, SiLU of gate,
+        their product: 132 numbers. Let go: q and k before the rotation, and the outputs of
+        o_proj and down_proj.
         """,
     )
 
@@ -231,31 +251,34 @@ def bytes_per_parameter(rows: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw how many bytes each parameter takes in different uses, as stacked bars.
 
     Args:
-        rows: use to part ("weight", "gradient", "moments") to bytes.
+        rows: use to part ("weight", "copy", "gradient", "moment", "moments") to bytes.
     """
-    figure, ax = new_figure(figsize=(7.2, 2.9))
+    figure, ax = new_figure(figsize=(7.2, 0.45 * len(rows) + 0.9))
+    moments = ("#8A8A8A", "white")
     looks = {"weight": (COLOURS["residual"], "white"), "gradient": ("#C9C9C9", "black"),
-             "moments": ("#8A8A8A", "white")}  # fmt: skip
+             "copy": (_LOOK["16-bit copies of the weights"][0], "black"), "moment": moments,
+             "moments": moments}  # fmt: skip
     for i, parts in enumerate(rows.values()):
         left = 0.0
         for part, width in parts.items():
             colour, letters = looks[part]
             ax.barh(i, width, left=left, color=colour, edgecolor="white", height=0.68)
-            ax.text(left + width / 2, i, part if width > 2 else "", ha="center", va="center",
+            ax.text(left + width / 2, i, part if width >= 2 else "", ha="center", va="center",
                     color=letters, fontsize=9)  # fmt: skip
             left += width
         ax.text(left + 0.2, i, f"{left:g}", va="center", fontsize=10)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.invert_yaxis()
-    ax.set(xlabel="bytes per parameter", xlim=(0, 18))
-    ax.set_title("Training with AdamW takes eight times the bytes of use in 16 bits")
+    ax.set(xlabel="bytes per parameter", xlim=(0, 17))
+    ax.set_title("A step with AdamW takes eight times the bytes of use in 16 bits")
     ax.grid(False)
     return describe(
         figure,
         """
         Bars of bytes per parameter: use in 16 bits 2, use in float32 4, training with SGD
         8, with momentum 12, with AdamW 16, of which 4 are the weight, 4 the gradient, 8 the
-        two moments.
+        two moments. With AdamW just before the backward pass 14: weight 4, 16-bit copy 2,
+        moments 8.
         """,
     )
 
@@ -264,6 +287,8 @@ def diary(
     held: Mapping[str, Sequence[int]], ends: tuple[int, int], card: float, where: str
 ) -> Figure:
     """Draw the memory of a training step from operation to operation, and a card's limit.
+
+    The steps of the vocabulary's part at the loss are numbered.
 
     Args:
         held: family to bytes after each operation.
@@ -276,8 +301,8 @@ def diary(
     parts = np.array([held[name] for name in names]) / 1e9
     # The few operations of the loss are drawn wide: at one scale they would be a hairline.
     wide = np.ones(parts.shape[1])
-    loss = slice(ends[0] - 8, ends[0] + 8)
-    wide[loss] = 50
+    loss = slice(ends[0] - 10, ends[0] + 9)
+    wide[loss] = 80
     x = np.cumsum(wide)
     bands = ax.stackplot(x, parts, colors=[_LOOK[n][0] for n in names], step="mid")
     for band, name in zip(bands, names, strict=True):
@@ -295,6 +320,17 @@ def diary(
     for middle, name in places:
         ax.text(middle, 0.985 * high, name, ha="center", va="top", fontsize=10)
     ax.text(end + 60, whole.max(), f"{whole.max():.1f} GB", va="center", fontsize=10)
+    vocabulary = parts[names.index("vocabulary")]
+    changes = [i for i in range(loss.start, loss.stop) if vocabulary[i] != vocabulary[i - 1]]
+    rises = [i for i in changes if vocabulary[i] > vocabulary[i - 1]]
+    for number, i in enumerate(rises, start=1):
+        last = next((j for j in changes if j > i), loss.stop) - 1
+        ax.text((x[i] + x[last]) / 2, whole[i] + 0.25, str(number), ha="center", va="bottom",
+                fontsize=9, weight="bold")  # fmt: skip
+    held_on = int(0.72 * len(whole))
+    ax.annotate("16-bit logits,\nstill held by the loop", (x[held_on], whole[held_on] - 0.8),
+                (x[held_on], 21), fontsize=9.5, ha="center", va="center",
+                arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.8})  # fmt: skip
     crash = x[int((whole > card / 1e9).argmax())]
     ax.plot([crash], [card / 1e9], "X", color=COLOURS["wrong"], markersize=11,
             markeredgecolor="white", zorder=5)  # fmt: skip
@@ -310,9 +346,9 @@ def diary(
         figure,
         """
         Memory of a step with 64 sequences, stacked by part. It rises through the thirty
-        blocks of the forward pass, passes the card's 16 GB near its end, jumps to almost 29
-        GB at the loss, where the vocabulary's tensors appear, and falls during the backward
-        pass.
+        blocks of the forward pass, passes the card's 16 GB near its end, climbs in five
+        numbered steps to almost 29 GB at the loss, where the vocabulary's tensors appear,
+        and falls during the backward pass. A band of 16-bit logits stays to the end.
         """,
     )
 
@@ -332,6 +368,10 @@ def peaks(rows: Mapping[str, Mapping[str, float]], card: float, title: str) -> F
             if width := held.get(name, 0) / 1e9:
                 ax.barh(i, width, left=left, color=colour, hatch=hatch, edgecolor="white",
                         linewidth=0.4, height=0.66)  # fmt: skip
+                if width > 1.4:
+                    ax.text(left + width / 2, i, f"{width:.1f}", ha="center", va="center",
+                            fontsize=9, color="white", zorder=4,
+                            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1})  # fmt: skip
                 left += width
         ax.text(left + 0.2, i, f"{left:.1f} GB", va="center", fontsize=9.5, zorder=5,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
@@ -348,7 +388,8 @@ def peaks(rows: Mapping[str, Mapping[str, float]], card: float, title: str) -> F
     handles = [Patch(facecolor=_LOOK[n][0], hatch=_LOOK[n][1], edgecolor="white") for n in shown]
     figure.legend(handles, shown, loc="outside lower center", ncols=3, fontsize=8.5)
     said = "; ".join(
-        f"{label}: {sum(held.values()) / 1e9:.1f} GB, most of it {max(held, key=held.__getitem__)}"
+        f"{label}: {sum(held.values()) / 1e9:.1f} GB, the largest part "
+        f"{max(held, key=held.__getitem__)}"
         for label, held in rows.items()
     )
     return describe(figure, f"{title}. Bars by part. {said}. The card ends at {card / 1e9:g} GB.")
@@ -367,45 +408,51 @@ def against_length(
     """
     figure, ax = new_figure(figsize=(7.2, 3.7))
     high = 42.0
-    for memory, colour, mark in ((written, "wrong", "s"), (fused, "right", "o")):
-        ax.plot(tokens, np.array(memory) / 1e9, color=COLOURS[colour], marker=mark, markersize=5)
+    fine = np.linspace(tokens[0], tokens[-1], 200)
+    for memory, degree, colour, mark in ((written, 2, "wrong", "s"), (fused, 1, "right", "o")):
+        curve = np.polyval(np.polyfit(tokens, np.array(memory) / 1e9, degree), fine)
+        ax.plot(fine, curve, color=COLOURS[colour])
+        ax.plot(tokens, np.array(memory) / 1e9, mark, color=COLOURS[colour], markersize=6)
     ax.axhline(card / 1e9, color=COLOURS["residual"], linestyle="--", linewidth=1.4)
     ax.text(tokens[-1], card / 1e9 + 0.6, f"the card: {card / 1e9:g} GB", ha="right", fontsize=9.5,
             color=COLOURS["residual"])  # fmt: skip
     ax.text(6300, 9.3, "fused: a straight line", color=COLOURS["right"], ha="left", fontsize=10)
     ax.text(4350, 34, f"written out: a parabola,\n{written[-1] / 1e9:.0f} GB at "
-            f"{tokens[-1]:,} tokens", color=COLOURS["wrong"], fontsize=10)  # fmt: skip
+            f"{tokens[-1]:,} tokens,\nfar above this picture", color=COLOURS["wrong"],
+            fontsize=10)  # fmt: skip
     ax.set(xlabel="tokens in the one sequence", ylabel="memory at the peak (GB)", ylim=(0, high),
            xlim=(0, 1.02 * tokens[-1]))  # fmt: skip
     ax.set_xticks([0, 1024, 2048, 4096, 6144, 8192], ["0", "1,024", "2,048", "4,096", "6,144",
                                                       "8,192"])  # fmt: skip
-    ax.set_title("Attention's weights grow with the square of the length")
+    ax.set_title("Written out, attention's T × T matrices grow with the square of the length")
     return describe(
         figure,
         """
         Memory at the peak against the length of one sequence, from 512 to 8,192 tokens.
         With fused attention a straight line that ends just below the card's 16 GB. With
-        attention written out a parabola that passes 16 GB before 3,072 tokens and ends at
-        126 GB.
+        attention written out a parabola that passes 16 GB between 2,048 and 3,072 tokens and
+        leaves the picture at 42 GB; a note says that it comes to 126 GB.
         """,
     )
 
 
-def growth(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+def growth(shares: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int]) -> Figure:
     """Draw which share of its parameters each model keeps where, as stacked bars.
 
     Args:
         shares: model to part to share.
+        sizes: model to all of its parameters.
     """
-    figure, ax = new_figure(figsize=(7.3, 2.9))
-    for i, parts in enumerate(shares.values()):
+    figure, ax = new_figure(figsize=(7.3, 3.3))
+    for i, (model, parts) in enumerate(shares.items()):
         left = 0.0
         for part in ("embedding", "attention", "MLP"):
             ax.barh(i, parts[part], left=left, color=COLOURS[part.lower()], edgecolor="white",
-                    height=0.62)  # fmt: skip
-            ax.text(left + parts[part] / 2, i, f"{part}\n{parts[part]:.1%}" if i == 0 else
-                    f"{parts[part]:.1%}", ha="center", va="center", color="white",
-                    fontsize=9.5 if parts[part] > 0.1 else 8.5)  # fmt: skip
+                    height=0.78)  # fmt: skip
+            words = f"{parts[part]:.1%}\n{parts[part] * sizes[model] / 1e6:,.0f} M"
+            ax.text(left + parts[part] / 2, i, f"{part}\n{words}" if i == 0 else words,
+                    ha="center", va="center", color="white",
+                    fontsize=9.5 if parts[part] > 0.1 else 7.5)  # fmt: skip
             left += parts[part]
     ax.set_yticks(range(len(shares)), list(shares))
     ax.invert_yaxis()
@@ -418,7 +465,7 @@ def growth(shares: Mapping[str, Mapping[str, float]]) -> Figure:
         """
         Three bars, one for each size, divided into embedding, attention and MLP. The
         embedding's share falls from 21 % in the 135M to 13 % in the 360M and 6 % in the
-        1.7B.
+        1.7B, while its size grows from 28 to 101 million.
         """,
     )
 
@@ -435,7 +482,7 @@ def tokens_for_parameters(
         mine: the point that is marked; the ratio to the rule is written at all of its size.
     """
     figure, ax = new_figure(figsize=(7.2, 4.3))
-    line = np.array([5e7, 4e12])
+    line = np.array([3e7, 4e12])
     ax.plot(line, per_parameter * line, "--", color=COLOURS["residual"], linewidth=1.4)
     ax.text(4e9, per_parameter * 3e9, f"{per_parameter:g} tokens per parameter", fontsize=9.5,
             va="top", color=COLOURS["residual"])  # fmt: skip
@@ -444,8 +491,9 @@ def tokens_for_parameters(
         each = seen / size
         text = f"{each:,.0f}" if each > 100 else f"{each:.2g}"
         ax.plot(size, seen, mark, color=COLOURS[colour], markersize=9)
+        shift = 0 if 1e9 < size < 1e10 else -30  # away from a neighbour, and from the line
         ax.annotate(f"{name}\n{text} per parameter", (size, seen),
-                    {"right": (9, 0), "above": (-6, 15), "below": (-6, -8)}[place],
+                    {"right": (9, 0), "above": (shift, 13), "below": (-6, -8)}[place],
                     textcoords="offset points", fontsize=9,
                     va={"right": "center", "above": "bottom", "below": "top"}[place],
                     ha="left" if place != "above" or size < 1e9 else "center",
@@ -455,11 +503,12 @@ def tokens_for_parameters(
             ax.annotate("", (size, seen), (size, rule),
                         arrowprops={"arrowstyle": "-|>", "color": COLOURS[colour],
                                     "linestyle": ":", "shrinkB": 5})  # fmt: skip
-            ratio = f"{seen / rule:.0f}" if seen > rule else f"{seen / rule:.4f}"
-            ax.text(size * 1.15, (seen * rule) ** 0.5, f"{ratio} × the rule", fontsize=9,
+            over = seen > rule
+            ratio = f"{seen / rule:.0f} × the rule" if over else f"1/{rule / seen:.0f} of the rule"
+            ax.text(size * 1.15, (seen * rule) ** 0.5, ratio, fontsize=9,
                     va="center", color=COLOURS[colour])  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="parameters", ylabel="tokens seen in training",
-           xlim=(7e7, 3e12), ylim=(1e6, 4e14))  # fmt: skip
+           xlim=(4e7, 3e12), ylim=(1e6, 4e14))  # fmt: skip
     ax.set_title("SmolLM2 and Llama 3 are trained far beyond Chinchilla's rule")
     return describe(
         figure,
