@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +149,35 @@ def no_residual(block: nn.Module, x: Tensor) -> Tensor:
 WIRINGS = {"pre-norm": pre_norm, "post-norm": post_norm, "no residual": no_residual}
 
 
+def post_norm_alone(block: nn.Module, x: Tensor) -> Tensor:
+    """Post-norm with attention taken out: no token sees another."""
+    x = block.input_layernorm(x)
+    out: Tensor = block.post_attention_layernorm(x + block.mlp(x))
+    return out
+
+
+def no_residual_alone(block: nn.Module, x: Tensor) -> Tensor:
+    """No stream and no attention: MLPs in a row."""
+    out: Tensor = block.mlp(block.post_attention_layernorm(x))
+    return out
+
+
+WITHOUT_ATTENTION = {"post-norm": post_norm_alone, "no residual": no_residual_alone}
+
+
+class WithoutGate(nn.Module):
+    """The MLP before SwiGLU, with the matrices of one: nothing is multiplied with anything."""
+
+    def __init__(self, mlp: SwiGLU) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map vectors (..., C) to (..., C)."""
+        out: Tensor = self.mlp.down_proj(F.silu(self.mlp.up_proj(x)))
+        return out
+
+
 def wired_loss(model: SmolLM2, wiring: Wiring, idx: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss in nats with another wiring of the blocks; idx, targets (B, T)."""
     x = model.model.embed_tokens(idx)  # (B, T, C)
@@ -208,8 +238,9 @@ def gate_race(
 
 
 def wiring_race(
-    wiring: str, spread: float, rate: float, seed: int, numbers: Tensor, steps: int = 200
-) -> list[float]:
+    wiring: str, spread: float, rate: float, seed: int, numbers: Tensor, steps: int = 200,
+    *, attention: bool = True, gate: bool = True, eps: float = 1e-5,
+) -> list[float]:  # fmt: skip
     """Train thirty narrow blocks with another wiring; return the loss of each step, in nats.
 
     Args:
@@ -219,20 +250,28 @@ def wiring_race(
         seed: of weights and batches.
         numbers: from ``characters``.
         steps: how many.
+        attention: False takes it out of every block, for a wiring of ``WITHOUT_ATTENTION``.
+        gate: False takes it out of every MLP.
+        eps: what each norm adds to the mean square.
     """
     torch.manual_seed(seed)
     config = SmolLM2Config(
         vocab_size=65, block_size=32, n_layer=30, n_head=2, n_kv_head=1, n_embd=32,
-        head_dim=16, intermediate_size=80, init_std=spread,
+        head_dim=16, intermediate_size=80, init_std=spread, norm_eps=eps,
     )  # fmt: skip
     model = SmolLM2(config)
+    inner: Any = model.model
+    if not gate:
+        for block in inner.layers:
+            block.mlp = WithoutGate(block.mlp)
+    wired = (WIRINGS if attention else WITHOUT_ATTENTION)[wiring]
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
     generator = torch.Generator().manual_seed(seed)
     history = []
     for _ in range(steps):
         starts = torch.randint(len(numbers) - 32, (8, 1), generator=generator)
         piece = numbers[starts + torch.arange(33)]  # (B, T + 1)
-        loss = wired_loss(model, WIRINGS[wiring], piece[:, :-1], piece[:, 1:])
+        loss = wired_loss(model, wired, piece[:, :-1], piece[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -138,6 +138,20 @@ def test_a_wiring_is_its_formula(wiring, formula):
     assert races.WIRINGS[wiring](block, Word("x")) == formula
 
 
+@pytest.mark.parametrize(
+    ("wiring", "formula"),
+    [("post-norm", "n2([n1(x)+mlp(n1(x))])"), ("no residual", "mlp(n2(x))")],
+)
+def test_a_wiring_without_attention_is_its_formula(wiring, formula):
+    def part(name):
+        return lambda x: Word(f"{name}({x})")
+
+    block = SimpleNamespace(
+        mlp=part("mlp"), input_layernorm=part("n1"), post_attention_layernorm=part("n2")
+    )
+    assert races.WITHOUT_ATTENTION[wiring](block, Word("x")) == formula
+
+
 def test_the_models_own_wiring_gives_the_models_own_loss(numbers):
     torch.manual_seed(0)
     model = SmolLM2(CONFIG).eval()
@@ -152,4 +166,14 @@ def test_the_first_steps_of_a_wiring_are_the_recorded_ones(wiring, numbers):
     """With small weights: large ones amplify rounding where nothing norms the stream."""
     row = row_of("wiring_race.csv", wiring=wiring, spread=0.02, rate=0.001, seed=1)
     history = races.wiring_race(wiring, SPREADS["0.02"], 1e-3, 1, numbers, 20)
+    assert abs(statistics.mean(history) - float(row["to_20"])) < THREE_DIGITS
+
+
+def test_the_first_steps_with_parts_taken_out_are_the_recorded_ones(numbers):
+    """With neither gate nor attention, where large weights amplify no rounding."""
+    row = row_of("causes_race.csv", wiring="post-norm", attention="without", gate="without",
+                 seed=1)  # fmt: skip
+    history = races.wiring_race(
+        "post-norm", SPREADS["0.18"], 2e-3, 1, numbers, 20, attention=False, gate=False
+    )
     assert abs(statistics.mean(history) - float(row["to_20"])) < THREE_DIGITS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -73,9 +74,6 @@ def check_third_reading(answer: Sequence[float]) -> str:
     return "a third reading makes √3 of √2, and the depth itself of its root"
 
 
-_LOST = 7  # which of twelve blocks forgets to add
-
-
 class _Lost(Block):
     """A block in which attention's result replaces the stream."""
 
@@ -84,72 +82,93 @@ class _Lost(Block):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-def stack() -> tuple[list[Block], Tensor]:
+def stack(lost: int = 7) -> tuple[list[Block], Tensor]:
     """Return twelve small blocks, one of them broken, and a stream (B, T, C) to feed them."""
     blocks = [block for seed in range(4) for block in _blocks(seed)]
     for block in blocks:
         for part in (block.self_attn.o_proj, block.mlp.down_proj):
             part.weight.mul_(0.5)
-    blocks[_LOST].__class__ = _Lost
+    blocks[lost].__class__ = _Lost
     return blocks, _stream(9)
 
 
 @exercise
-def check_lost_plus(answer: int) -> str:
-    """Expect the number of the block that lost a plus sign."""
-    if answer in (_LOST - 1, _LOST + 1):
-        raise Hint(f"{answer} is next to it: the first block is number 0, and the input of a "
-                   "block is the output of the one before")  # fmt: skip
-    if answer not in range(12):
-        raise Hint(f"{answer} is no number from 0 to 11")
-    if answer != _LOST:
-        raise Hint(f"block {answer} adds: its output still points where its input did")
-    return "its output forgot its input, and no shape and no error says so"
-
-
-@exercise
-def check_ledger(answer: Callable[[Sequence[Block], Tensor], list[Tensor]]) -> str:
-    """Expect a function (blocks, x) -> [x, first write, second write, ...], each (B, T, C)."""
-    for seed in (1, 2):
-        blocks, x = _blocks(seed), _stream(seed)
+def check_lost_plus(answer: Callable[[Sequence[Block], Tensor], int]) -> str:
+    """Expect a function (blocks, x) -> the number of the block that lost a plus sign."""
+    for lost in (7, 2, 10, 0):
+        blocks, x = stack(lost)
         with torch.no_grad():
             found = answer(blocks, x.clone())
-            end, expected = x, [x]
-            for block in blocks:
-                gathered = block.self_attn(block.input_layernorm(end))
-                made = block.mlp(block.post_attention_layernorm(end + gathered))
-                expected += [gathered, made]
-                end = block(end)
-        if not isinstance(found, (list, tuple)) or len(found) != len(expected):
-            size = len(found) if isinstance(found, (list, tuple)) else "no list"
-            raise Hint(f"{size}: expected the input and two writes for each of 3 blocks, 7 entries")
-        if any(entry.shape != x.shape for entry in found):
-            raise Hint(f"every entry must have the stream's shape, {tuple(x.shape)}")
-        if _off(found[0], x) > 1e-5:
-            raise Hint(
-                "the first entry must be x itself, before any block (was it changed in place?)"
-            )
-        if _off(found[1], expected[1]) > 1e-4:
-            raise Hint(
-                "the first write is wrong: attention, on the normalised stream, without the sum"
-            )
-        if _off(found[2], expected[2]) > 1e-4:
-            raise Hint(
-                "the second write is wrong: does the MLP read the stream *after* the first sum?"
-            )
-        if _off(sum(found), end) > 1e-4:
-            raise Hint(
-                "the entries do not add up to the output: does each block read the latest stream?"
-            )
-        for found_one, expected_one in zip(found, expected, strict=True):
-            if _off(found_one, expected_one) > 1e-4:
-                raise Hint("they add up, but some entries are not what one branch wrote")
-    return "seven entries, and their sum is the output"
+        try:
+            number = operator.index(found)
+        except (TypeError, ValueError):
+            raise Hint("the function must return one whole number, from 0 to 11") from None
+        if number not in range(12):
+            raise Hint(f"{number} is no number from 0 to 11")
+        where = f"in a stack whose block {lost} is broken, your function says {number}; "
+        if number in (lost - 1, lost + 1):
+            raise Hint(f"{where}that is next to it. The first block is number 0, and the input of a "
+                       "block is the output of the one before")  # fmt: skip
+        if number != lost:
+            raise Hint(f"{where}but that block adds, and its output still points where its "
+                       "input did")  # fmt: skip
+    return "found in four stacks: its output forgot its input, and no shape and no error says so"
 
 
 def _with_norms(block: Block, x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
     x = x + block.self_attn(first(x))
     return x + block.mlp(second(x))
+
+
+def _wrong_wirings(block: Block, x: Tensor) -> dict[str, Tensor]:
+    """Return what plausible mistakes give: the hint to the output."""
+    attention, mlp = block.self_attn, block.mlp
+    first, second = block.input_layernorm, block.post_attention_layernorm
+    h = x + attention(first(x))
+    post = first(x + attention(x))
+    return {
+        "that is post-norm: the norms belong into the branches, before attention and the MLP":
+            second(post + mlp(post)),
+        "the MLP reads the stream from before attention wrote: it must read h": h + mlp(second(x)),
+        "the norms are swapped: `input_layernorm` comes first": _with_norms(block, x, second, first),
+        "`input_layernorm` is used twice": _with_norms(block, x, first, first),
+        "both plus signs are missing": mlp(second(attention(first(x)))),
+        "the second sum is missing: what the MLP wrote must be added to h": mlp(second(h)),
+        "the last sum starts from x: what attention wrote is lost": x + mlp(second(h)),
+        "the first sum is missing: h is x plus what attention wrote":
+            attention(first(x)) + mlp(second(attention(first(x)))),
+        "the branches read the stream as it is: where are the norms?": x + attention(x)
+            + mlp(x + attention(x)),
+    }  # fmt: skip
+
+
+@exercise
+def check_block(answer: type[nn.Module]) -> str:
+    """Expect a class that is made of (config, rope) and maps x (B, T, C) to y (B, T, C)."""
+    if not (isinstance(answer, type) and issubclass(answer, nn.Module)):
+        raise Hint("a class is wanted, and it must be an nn.Module")
+    right, x = _blocks(3)[0], _stream(3)
+    made = answer(_SMALL, RotaryPositionalEmbedding(_SMALL.head_dim, _SMALL.block_size))
+    wanted, found = set(right.state_dict()), set(made.state_dict())
+    if missing := sorted(wanted - found):
+        raise Hint(f"no weight named {missing[0]}; the names are those in the drawing")
+    if more := sorted(found - wanted):
+        raise Hint(f"{more[0]} is one weight too many: two norms, attention and SwiGLU are all")
+    made.load_state_dict(right.state_dict())
+    with torch.no_grad():
+        before = x.clone()
+        y, expected = made(x), right(before)
+        if not torch.equal(x, before):
+            raise Hint("the block changed its input in place: `x = x + …`, not `x += …`")
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            shape = tuple(y.shape) if isinstance(y, Tensor) else "no tensor"
+            raise Hint(f"the output must have the stream's shape {tuple(x.shape)}: {shape}")
+        for hint, wrong in _wrong_wirings(right, x).items():
+            if _off(y, wrong) < 1e-4:
+                raise Hint(hint)
+    if _off(y, expected) > 1e-4:
+        raise Hint("the output is another. Follow the thick line in the drawing, part by part")
+    return "your block equals the package's: same names, same output"
 
 
 @exercise
@@ -187,4 +206,8 @@ def check_revealing(answer: Callable[[Block], object]) -> str:
                     raise Hint(
                         f"with your weights, a block in which {mistake} gives the same output"
                     )
-    return "seven mistakes with the norms, and each of them shows"
+        for place, norm in (("first", first), ("second", second)):
+            if len(norm.weight.unique()) < len(norm.weight):
+                raise Hint(f"two weights of the {place} norm are equal: a block in which these "
+                           "two trade places gives the same output")  # fmt: skip
+    return "every mistake with the norms shows"

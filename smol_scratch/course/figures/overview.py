@@ -29,7 +29,7 @@ _LIT = {
     "rope": ("rope",),
     "attention": ("attention", "rope"),
     "mlp": ("mlp",),
-    "block": ("norm1", "attention", "rope", "norm2", "mlp"),
+    "block": (),  # its frame and its two sums; the parts are built before
     "model": tuple(_PARTS),
     "tokens": ("tokens",),
 }
@@ -54,11 +54,11 @@ def model_map(lit: str, done: Collection[str] = ()) -> Figure:
     figure, ax = new_figure(figsize=(8.6, 2.75))
     ax.set(xlim=(-0.1, 15.1), ylim=(-0.55, 4.15), aspect="equal")
     ax.axis("off")
-    _block(ax)
+    _block(ax, lit=lit == "block")
     line = COLOURS["residual"]
     ax.plot([1.9, 11.0], [_STREAM] * 2, color=line, linewidth=3.2, zorder=3)
-    ax.text(4.3, _STREAM + 0.12, "residual stream: 576 numbers per token", fontsize=9.5, color=line,
-            va="bottom")  # fmt: skip
+    words = "residual stream" if lit == "block" else "residual stream: 576 numbers per token"
+    ax.text(4.3, _STREAM + 0.12, words, fontsize=9.5, color=line, va="bottom")
     for path in (
         [(3.48, _STREAM), (3.48, 2.15)], [(4.2, 1.75), (4.5, 1.75)],
         [(6.25, 1.75), (6.6, 1.75), (6.6, _STREAM - 0.22)],
@@ -73,28 +73,34 @@ def model_map(lit: str, done: Collection[str] = ()) -> Figure:
             color=line, bbox={"fc": "white", "ec": "none", "pad": 2})  # fmt: skip
     for x in (6.6, 10.45):
         ax.text(x, _STREAM, "+", ha="center", va="center", fontsize=12, zorder=5,
-                bbox={"boxstyle": "circle,pad=0.1", "fc": "white", "ec": line})  # fmt: skip
+                color="white" if lit == "block" else "black",
+                bbox={"boxstyle": "circle,pad=0.1", "fc": line if lit == "block" else "white",
+                      "ec": line})  # fmt: skip
     for part_name, part in _PARTS.items():
         lit_up, built = part_name in bright, part_name in framed
         _box(ax, *part, lit=lit_up, built=built, low=part_name == "attention")
     names = ", ".join(sorted({_PARTS[name][4].replace("\n", " ") for name in bright}))
+    today = {"model": "everything", "block": "the frame of a block, and its two sums"}
     return describe(
         figure,
         "Map of the model. Text becomes tokens, each token a vector of 576 numbers in the residual "
         "stream. Thirty blocks read from the stream and add to it: RMSNorm and grouped-query "
         "attention with RoPE, then RMSNorm and SwiGLU. A last RMSNorm and the head give logits; "
         "the token chosen from them is appended to the text, and all begins again. "
-        f"In colour: {'everything' if lit == 'model' else names}.",
+        f"{'Strongly drawn' if lit == 'block' else 'In colour'}: {today.get(lit, names)}.",
     )
 
 
-def _block(ax: Any) -> None:
-    """Draw the frame of a block, with the edges of others behind it."""
+def _block(ax: Any, *, lit: bool) -> None:
+    """Draw the frame of a block, with the edges of others behind it; a strong one when lit."""
     for shift in (0.3, 0.15, 0.0):
+        strong = lit and not shift
         ax.add_patch(
             FancyBboxPatch(
-                (2.4 + shift, 0.45 + shift), 8.25, 3.25, facecolor="white", edgecolor="#777777",
-                boxstyle="round,pad=0.0,rounding_size=0.15", linewidth=1.1, zorder=1,
+                (2.4 + shift, 0.45 + shift), 8.25, 3.25, zorder=1,
+                facecolor="#E8E8E8" if strong else "white", linewidth=3.0 if strong else 1.1,
+                edgecolor=COLOURS["residual"] if strong else "#777777",
+                boxstyle="round,pad=0.0,rounding_size=0.15",
             )
         )  # fmt: skip
     ax.text(10.5, 0.55, "× 30", ha="right", va="bottom", fontsize=12, color=COLOURS["residual"])

@@ -18,19 +18,6 @@ from smol_scratch.model import Block, SmolLM2, SwiGLU
 Wiring = Callable[[nn.Module, Tensor], Tensor]  # of a block and the stream (B, T, C)
 
 
-class WithoutGate(nn.Module):
-    """The MLP before SwiGLU, with the matrices of one: nothing is multiplied with anything."""
-
-    def __init__(self, mlp: SwiGLU) -> None:
-        super().__init__()
-        self.mlp = mlp
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map vectors (..., C) to (..., C)."""
-        out: Tensor = self.mlp.down_proj(F.silu(self.mlp.up_proj(x)))
-        return out
-
-
 class _ThirdReading(nn.Module):
     """SwiGLU with a third reading of the token, which is multiplied by the other two."""
 
@@ -55,12 +42,20 @@ class Slopes:
         sensitivity: how much the loss changes when the stream changes by a given share of its
             length, after 0, 1, … blocks, in units of the last; (blocks + 1,).
         factor: by which it grows per block on the way back, from the last block to the second.
-        likeness: mean cosine between the vectors of different tokens at the end.
+        likeness: mean cosine between the vectors of different tokens, before the first block and
+            after the last.
     """
 
     sensitivity: Tensor
     factor: float
-    likeness: float
+    likeness: tuple[float, float]
+
+
+def _likeness(vectors: Tensor) -> float:
+    """Return the mean cosine between different rows of a matrix (T, C)."""
+    directions = F.normalize(vectors, dim=-1)
+    T = len(directions)
+    return ((directions @ directions.T).sum().item() - T) / (T * (T - 1))
 
 
 def slopes(
@@ -89,7 +84,7 @@ def slopes(
             inner: Any = model.model
             for block in inner.layers:
                 if readings != 2:
-                    block.mlp = {1: WithoutGate, 3: _ThirdReading}[readings](block.mlp)
+                    block.mlp = {1: races.WithoutGate, 3: _ThirdReading}[readings](block.mlp)
         x = inner.embed_tokens(letters[None, :64])  # (B, T, C)
         stream = [x]
         for block in inner.layers:
@@ -100,11 +95,11 @@ def slopes(
         F.cross_entropy(logits[0], letters[1:]).backward()
         line = [cast("Tensor", x.grad).norm() * x.detach().norm() for x in stream]
         lines.append(torch.stack(line) / line[-1])
-        directions = F.normalize(stream[-1][0].detach(), dim=-1)  # (T, C)
-        alike.append(((directions @ directions.T).sum().item() - 64) / (64 * 63))
+        alike.append([_likeness(stream[0][0].detach()), _likeness(stream[-1][0].detach())])
     sensitivity = torch.stack(lines).log().mean(0).exp()  # (blocks + 1,)
     factor = float(sensitivity[1] ** (1 / (len(sensitivity) - 2)))
-    return Slopes(sensitivity, factor, sum(alike) / len(alike))
+    before, after = (sum(ends) / len(ends) for ends in zip(*alike, strict=True))
+    return Slopes(sensitivity, factor, (before, after))
 
 
 @torch.no_grad()
