@@ -7,7 +7,7 @@ by ``python -m benchmarks.record_races``, and the notebooks read the record and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -237,6 +237,21 @@ def gate_race(
         return history, model(exam[:, :-1], exam[:, 1:])[1].item()
 
 
+def _pieces(seed: int, numbers: Tensor, steps: int) -> Iterator[Tensor]:
+    """Draw the batches of a race of wirings, (B, T + 1) each."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        starts = torch.randint(len(numbers) - 32, (8, 1), generator=generator)
+        yield numbers[starts + torch.arange(33)]
+
+
+def frequency_loss(seed: int, numbers: Tensor, steps: int = 200, last: int = 20) -> float:
+    """Return the loss that the text's frequencies alone give on the last batches of a race."""
+    share = numbers.bincount() / len(numbers)
+    targets = torch.stack(list(_pieces(seed, numbers, steps))[-last:])[:, :, 1:]
+    return -share.log()[targets].mean().item()
+
+
 def wiring_race(
     wiring: str, spread: float, rate: float, seed: int, numbers: Tensor, steps: int = 200,
     *, attention: bool = True, gate: bool = True, eps: float = 1e-5,
@@ -266,11 +281,8 @@ def wiring_race(
             block.mlp = WithoutGate(block.mlp)
     wired = (WIRINGS if attention else WITHOUT_ATTENTION)[wiring]
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
-    generator = torch.Generator().manual_seed(seed)
     history = []
-    for _ in range(steps):
-        starts = torch.randint(len(numbers) - 32, (8, 1), generator=generator)
-        piece = numbers[starts + torch.arange(33)]  # (B, T + 1)
+    for piece in _pieces(seed, numbers, steps):
         loss = wired_loss(model, wired, piece[:, :-1], piece[:, 1:])
         optimizer.zero_grad()
         loss.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from types import SimpleNamespace
 
@@ -177,3 +178,17 @@ def test_the_first_steps_with_parts_taken_out_are_the_recorded_ones(numbers):
         "post-norm", SPREADS["0.18"], 2e-3, 1, numbers, 20, attention=False, gate=False
     )
     assert abs(statistics.mean(history) - float(row["to_20"])) < THREE_DIGITS
+
+
+def test_frequencies_are_scored_on_the_last_batches_of_a_race(numbers):
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(7):
+        starts = torch.randint(len(numbers) - 32, (8, 1), generator=generator)
+    counts = {int(n): int((numbers == n).sum()) for n in numbers.unique()}
+    told = [
+        -math.log(counts[int(number)] / len(numbers))
+        for start in starts.flatten().tolist()
+        for number in numbers[start + 1 : start + 33]
+    ]
+    found = races.frequency_loss(5, numbers, steps=7, last=1)
+    assert abs(found - statistics.mean(told)) < 1e-5  # a sum of 256 in float32

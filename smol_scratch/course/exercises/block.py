@@ -107,8 +107,8 @@ def check_lost_plus(answer: Callable[[Sequence[Block], Tensor], int]) -> str:
             raise Hint(f"{number} is no number from 0 to 11")
         where = f"in a stack whose block {lost} is broken, your function says {number}; "
         if number in (lost - 1, lost + 1):
-            raise Hint(f"{where}that is next to it. The first block is number 0, and the input of a "
-                       "block is the output of the one before")  # fmt: skip
+            raise Hint(f"{where}that is next to it. The first block is number 0, and the input "
+                       "of a block is the output of the one before")  # fmt: skip
         if number != lost:
             raise Hint(f"{where}but that block adds, and its output still points where its "
                        "input did")  # fmt: skip
@@ -130,7 +130,8 @@ def _wrong_wirings(block: Block, x: Tensor) -> dict[str, Tensor]:
         "that is post-norm: the norms belong into the branches, before attention and the MLP":
             second(post + mlp(post)),
         "the MLP reads the stream from before attention wrote: it must read h": h + mlp(second(x)),
-        "the norms are swapped: `input_layernorm` comes first": _with_norms(block, x, second, first),
+        "the norms are swapped: `input_layernorm` comes first":
+            _with_norms(block, x, second, first),
         "`input_layernorm` is used twice": _with_norms(block, x, first, first),
         "both plus signs are missing": mlp(second(attention(first(x)))),
         "the second sum is missing: what the MLP wrote must be added to h": mlp(second(h)),

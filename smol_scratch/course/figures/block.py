@@ -107,23 +107,23 @@ def designs() -> Figure:
         arrow(ax, (left + 2.8, y - 0.95), (left + 2.8, y - 0.28))
         _plus(ax, left + 2.8, y)
         box(ax, left + 4.6, y - HIGH / 2, 1.7, "RMSNorm", "norm")
-    for x, numbers in (
+    for x, pair in (
         (0.1, "(1, 7)"), (4.4, "(36, 12)"), (7.55, "(1.3, 0.4)"), (11.82, "(2.5, −0.4)"),
         (15.05, "(1.4, −0.2)"),
     ):  # fmt: skip
-        ax.text(x, y + 0.12, numbers, fontsize=8.5, va="bottom")
+        ax.text(x, y + 0.12, pair, fontsize=8.5, va="bottom")
     y = 0.55
     for left, width, text, colour in (
         (1.5, 1.7, "RMSNorm", "norm"), (5.3, 1.8, "attention", "attention"),
         (8.7, 1.7, "RMSNorm", "norm"), (12.4, 1.8, "SwiGLU", "mlp"),
     ):  # fmt: skip
         box(ax, left, y - HIGH / 2, width, text, colour)
-    for start, end, numbers in (
+    for start, end, pair in (
         (0.0, 1.5, "(1, 7)"), (3.2, 5.3, "(0.2, 1.4)"), (7.1, 8.7, "(7, 1)"),
         (10.4, 12.4, "(1.4, 0.2)"), (14.2, 16.5, "(0.6, −0.4)"),
     ):  # fmt: skip
         arrow(ax, (start, y), (end, y))
-        ax.text((start + end) / 2 - 0.1, y + 0.1, numbers, fontsize=8.5, va="bottom", ha="center")
+        ax.text((start + end) / 2 - 0.1, y + 0.1, pair, fontsize=8.5, va="bottom", ha="center")
     return describe(figure, """Three wirings of a block, and what each makes of (1, 7). Pre-norm:
         the stream runs straight through two additions; each branch reads a normalised copy and
         writes its result back: (1, 7) becomes (8, 8), then (10, 6). Post-norm: the stream itself
@@ -201,10 +201,14 @@ def race(grid: Mapping[tuple[str, str, float], Sequence[float]], floor: float, c
                     color="white" if dark else "black")  # fmt: skip
         for edge in range(seeds, rows.shape[1], seeds):
             ax.axvline(edge, color="white", linewidth=4)
-        ax.set_xticks([seeds * (i + 0.5) for i in range(len(rates))],
-                      [f"{rate:g}" for rate in rates])  # fmt: skip
         ax.set_yticks(np.arange(len(names)) + 0.5, names)
-        ax.set(title=panel, xlabel=f"learning rate ({seeds} seeds each)")
+        if len(rates) > 1:
+            ax.set_xticks([seeds * (i + 0.5) for i in range(len(rates))],
+                          [f"{rate:g}" for rate in rates])  # fmt: skip
+            ax.set(title=panel, xlabel=f"learning rate ({seeds} seeds each)")
+        else:
+            ax.set_xticks(np.arange(seeds) + 0.5, [f"seed {seed}" for seed in range(seeds)])
+            ax.set(title=panel)
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
@@ -215,6 +219,7 @@ def race(grid: Mapping[tuple[str, str, float], Sequence[float]], floor: float, c
             ("#F6CDB0", "not below them"),
             (COLOURS["wrong"], f"a blind guess ({chance:.2f})"),
         )
+        if colour != COLOURS["wrong"] or max(map(max, grid.values())) > chance - 0.01
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=10)
     engine: Any = figure.get_layout_engine()
@@ -258,22 +263,23 @@ def stream(sizes: Sequence[float], shares: np.ndarray) -> Figure:
     """
     figure, (left, right) = new_figure(1, 2, figsize=(7.5, 3.2))
     left.plot(sizes, color=_LINE)
-    left.set(yscale="log", xlabel="blocks passed", ylabel="RMS of a token's vector\n(median over tokens)",
-             title="the stream grows")  # fmt: skip
+    left.set(yscale="log", xlabel="blocks passed", title="the stream grows",
+             ylabel="RMS of a token's vector\n(median over tokens)")  # fmt: skip
     for row, label, colour, style in (
         (shares[0], "attention", "attention", "o-"), (shares[1], "MLP", "mlp", "s--")
     ):  # fmt: skip
         right.plot(100 * row, style, color=COLOURS[colour], markersize=4, linewidth=1.4,
                    label=label)  # fmt: skip
         for block in np.flatnonzero(row[1:] > 0.5) + 1:
-            right.annotate(f"block {block}", (block, 100 * row[block]), (0, 6), ha="center",
+            place = ((10, -3), "left") if block < 5 else ((4, 6), "right")
+            right.annotate(f"block {block}", (block, 100 * row[block]), place[0], ha=place[1],
                            textcoords="offset points", fontsize=9)  # fmt: skip
-    right.text(1, 111, f"block 0: MLP {float(f'{100 * shares[1][0]:.1g}'):,.0f}%", fontsize=9)
+    right.text(2, 111, f"block 0: MLP {float(f'{100 * shares[1][0]:.2g}'):,.0f}%", fontsize=9)
     right.axhline(100, color=_LINE, linewidth=0.9, linestyle=":")
     right.text(29.5, 102, "as long as the stream", fontsize=9, ha="right", va="bottom")
     right.set(ylim=(0, 120), xlabel="block", ylabel="write, in % of the stream",
               title="each write, as a share of the stream")  # fmt: skip
-    right.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.45, 0.8))
+    right.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, 0.8))
     return describe(figure, """Left: the size of the stream grows by more than a hundredfold
         through the model, mostly in the first block. Right: after it, most branches add between a
         tenth and a third of the length of the stream; attention in blocks 1 and 24 and the last
