@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 
@@ -16,51 +18,99 @@ from smol_scratch.tokenizer import SmolLM2Tokenizer, load_tokenizer, split_words
 
 @exercise
 def check_place(answer: tuple[int, int]) -> str:
-    """Expect (position, passes) after 5,000 batches of 4 × 256 from 341,094 tokens."""
+    """Expect (position, passes) after 5,000 batches of 4 × 256 and then 200 of 8 × 256."""
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise Hint("two numbers in brackets are wanted: (position, passes)")
-    loader = DataLoaderLite(torch.arange(341_094), 4, 256)
+    tokens = torch.arange(341_094)
+    small, large = DataLoaderLite(tokens, 4, 256), DataLoaderLite(tokens, 8, 256)
     for _ in range(5_000):
-        loader.next_batch()
+        small.next_batch()
+    large.load_state_dict(small.state_dict())
+    for _ in range(200):
+        large.next_batch()
     position, passes = answer
-    if passes != loader.passes:
-        raise Hint(f"{passes} passes is not it: how many batches make a pass, and what is left?")
-    if position == 5_000 * 1024 % 341_094:
+    if tuple(answer) == (small.position, small.passes):
+        raise Hint("that is where the first 5,000 batches end. Now 200 of 8 × 256 follow")
+    if passes != large.passes:
+        raise Hint(
+            f"{passes} passes is not it. How many batches make a pass, and how many of the larger "
+            "ones are left of the sixteenth?"
+        )
+    if position in ((small.position + 200 * 2048) % 341_094, (5_000 * 1024 + 200 * 2048) % 341_094):
         raise Hint(
             f"{position} would be right if a batch could run over the end of the text. What is "
             "left at the end and is less than a batch is never read"
         )
-    if position != loader.position:
+    if position != large.position:
         raise Hint(
-            f"the passes are right, the position {position} is not. It counts tokens, not batches"
+            f"the passes are right, the position {position} is not. It counts tokens, and each "
+            "pass begins at 0"
         )
-    return "fifteen passes, and five batches into the sixteenth"
+    return "into the seventeenth pass; a position outlives a change of the batch"
 
 
 @exercise
-def check_batch_at(answer: Callable[[Tensor, int, int, int], tuple[Tensor, Tensor]]) -> str:
-    """Expect a function (tokens, B, T, k) -> (x, y), the k-th batch over all passes, from 0."""
-    for n_tokens, B, T in ((40, 2, 3), (25, 2, 3), (24, 2, 3), (7, 1, 2)):
-        tokens = torch.randint(1000, (n_tokens,), generator=torch.Generator().manual_seed(7))
-        loader = DataLoaderLite(tokens, B, T)
-        for k in range(3 * loader.batches_per_pass + 1):
-            expected = loader.next_batch()
-            found = answer(tokens, B, T, k)
-            case = f"{n_tokens} tokens, B = {B}, T = {T}, batch {k}"
-            if not isinstance(found, tuple) or len(found) != 2:
-                raise Hint("return two tensors: x and y")
-            for name, ours, theirs in zip("xy", found, expected, strict=True):
-                if ours.shape != theirs.shape:
-                    raise Hint(f"{case}: {name} has shape {tuple(ours.shape)}, not {(B, T)}")
-            if not torch.equal(found[0], expected[0]):
-                late = k >= loader.batches_per_pass
+def check_smoothed(answer: Callable[[Counter[str], str, float, float], float]) -> str:
+    """Expect a function (after, token, shorter, d) -> the formula's probability."""
+    shorter = {"crown": 0.1, "horse": 0.25, "lord": 0.3, "love": 0.15, "men": 0.2}
+    seen = Counter({"lord": 4, "love": 3, "horse": 2, "crown": 1})
+    for d in (0.75, 0.5):
+        case = f"lord 4 times, love 3, horse 2, crown 1, and d = {d}"
+        found = {token: float(answer(Counter(seen), token, p, d)) for token, p in shorter.items()}
+        freed = 4 * d / 10
+        if not math.isclose(found["men"], freed * shorter["men"]):
+            if math.isclose(found["men"], freed * shorter["men"] - d / 10):
+                raise Hint(f"{case}: *men* was never seen here; its count must not fall below 0")
+            raise Hint(
+                f"{case}: *men* was never seen here. All it gets is its part of what is freed"
+            )
+        for token, p in shorter.items():
+            expected = (max(seen[token] - d, 0) + 4 * d * p) / 10
+            if not math.isclose(found[token], expected):
                 raise Hint(
-                    f"{case}: x is another part of the text"
-                    + (". How many batches make a pass? The last token is only predicted" * late)
+                    f"{case}: *{token}* gets {found[token]:.3f}, and all of them together "
+                    f"{sum(found.values()):.3f}. It must be the count less d, and its part of what "
+                    "is freed"
                 )
-            if not torch.equal(found[1], expected[1]):
-                raise Hint(f"{case}: x is right; y must be the token after each of x")
-    return "no state at all: the number of the step says which batch it is"
+    try:
+        new = answer(Counter(), "lord", 0.3, 0.75)
+    except ZeroDivisionError:
+        raise Hint("a context that was never seen has total 0: what then?") from None
+    if not math.isclose(new, 0.3):
+        raise Hint("a context that was never seen knows nothing: the shorter table alone answers")
+    return "seen or not, the probabilities of all tokens add up to 1"
+
+
+@exercise
+def check_batch_at(
+    answer: Callable[[Tensor, int, int, int, int, int], tuple[Tensor, Tensor]],
+) -> str:
+    """Expect a function (tokens, B, T, k, rank, world_size) -> (x, y), what a rank reads."""
+    for n_tokens, B, T, world_size in ((40, 2, 3, 1), (25, 2, 3, 2), (24, 2, 3, 1), (29, 1, 3, 3)):
+        tokens = torch.randint(1000, (n_tokens,), generator=torch.Generator().manual_seed(7))
+        for rank in range(world_size):
+            loader = DataLoaderLite(tokens, B, T, rank=rank, world_size=world_size)
+            for k in range(3 * loader.batches_per_pass + 1):
+                found, expected = answer(tokens, B, T, k, rank, world_size), loader.next_batch()
+                case = f"{n_tokens} tokens, B = {B}, T = {T}, step {k}, rank {rank} of {world_size}"
+                _check_batch(found, expected, case, k >= loader.batches_per_pass)
+    return "no state at all: the number of the step says what each process reads"
+
+
+def _check_batch(
+    found: object, expected: tuple[Tensor, Tensor], case: str, later_pass: bool
+) -> None:
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise Hint("return two tensors: x and y")
+    for name, ours, theirs in zip("xy", found, expected, strict=True):
+        if ours.shape != theirs.shape:
+            shapes = f"{tuple(ours.shape)}, not {tuple(theirs.shape)}"
+            raise Hint(f"{case}: {name} has shape {shapes}")
+    if not torch.equal(found[0], expected[0]):
+        why = " How many steps make a pass? The last token is only predicted" * later_pass
+        raise Hint(f"{case}: x is another part of the text.{why}")
+    if not torch.equal(found[1], expected[1]):
+        raise Hint(f"{case}: x is right; y must be the token after each of x")
 
 
 @cache

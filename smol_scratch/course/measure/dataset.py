@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -17,18 +17,6 @@ Row = tuple[int, ...]
 def rows(tokens: Sequence[int], n: int) -> Counter[Row]:
     """Count the n-grams: every run of ``n`` tokens."""
     return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
-
-
-def entropy(tokens: Sequence[int], n: int) -> float:
-    """Return the conditional entropy of a token after the ``n - 1`` before it, in nats per token.
-
-    Counted on the text and used on the same text: what a table reaches that has seen the answers.
-    """
-    counts, contexts = rows(tokens, n), Counter[Row]()
-    for row, count in counts.items():
-        contexts[row[:-1]] += count
-    total = sum(counts.values())
-    return -sum(c * math.log(c / contexts[row[:-1]]) for row, c in counts.items()) / total
 
 
 class _Discounted:
@@ -56,39 +44,55 @@ class _Discounted:
         return (kept + self.left[row[:-1]] * shorter) / total
 
 
-def kneser_ney(
-    train: Sequence[int], held: Sequence[int], order: int, vocab_size: int, *, start: int = 0
-) -> float:
-    """Return the loss of a table of runs of ``order`` tokens on text that was not counted.
+class KneserNey:
+    """A smoothed table of runs of ``order`` tokens, which gives every token a probability.
 
-    Interpolated, with three discounts (Chen and Goodman, 1999). A shorter context counts in how
-    many different surroundings a token occurs, not how often.
-
-    Args:
-        train: the text that is counted.
-        held: the text that is predicted.
-        order: tokens in a row, the predicted one included.
-        vocab_size: entries of the vocabulary; before anything is counted all are equally likely.
-        start: the first token of ``held`` that is predicted; at least ``order - 1`` are seen.
-
-    Returns:
-        Nats per token.
+    Interpolated, with three discounts: the modified form of Chen and Goodman, 1999. A shorter
+    context counts in how many different surroundings a token occurs, not how often.
 
     Source: Kneser and Ney, 1995.
     """
-    longer = rows(train, order)
-    levels = [_Discounted(longer)]
-    for _ in range(order - 1):
-        longer = Counter(row[1:] for row in longer)
-        levels.append(_Discounted(longer))
-    levels.reverse()
-    surprise, first = 0.0, max(start, order - 1)
-    for i in range(first, len(held)):
-        p = 1 / vocab_size
-        for n, level in enumerate(levels):
-            p = level.probability(tuple(held[i - n : i + 1]), p)
-        surprise -= math.log(p)
-    return surprise / (len(held) - first)
+
+    def __init__(self, train: Sequence[int], order: int, vocab_size: int) -> None:
+        """Count.
+
+        Args:
+            train: the text that is counted.
+            order: tokens in a row, the predicted one included.
+            vocab_size: entries of the vocabulary; below the shortest table all are equally likely.
+        """
+        longer = rows(train, order)
+        levels = [_Discounted(longer)]
+        for _ in range(order - 1):
+            longer = Counter(row[1:] for row in longer)
+            levels.append(_Discounted(longer))
+        self.levels = levels[::-1]  # the shortest first
+        self.vocab_size = vocab_size
+
+    @property
+    def discounts(self) -> list[float]:
+        """What the longest table takes off the counts 1, 2, and 3 or more."""
+        return self.levels[-1].discount[1:]
+
+    def surprises(self, tokens: Sequence[int], start: int = 0) -> list[float]:
+        """Return the surprise of each token, in nats.
+
+        Args:
+            tokens: any text.
+            start: the first token that is predicted; at least ``order - 1`` are seen.
+        """
+        found = []
+        for i in range(max(start, len(self.levels) - 1), len(tokens)):
+            p = 1 / self.vocab_size
+            for n, level in enumerate(self.levels):
+                p = level.probability(tuple(tokens[i - n : i + 1]), p)
+            found.append(-math.log(p))
+        return found
+
+    def loss(self, tokens: Sequence[int], start: int = 0) -> float:
+        """Return the mean surprise, in nats per token."""
+        surprises = self.surprises(tokens, start)
+        return math.fsum(surprises) / len(surprises)
 
 
 def babble(tokens: Sequence[int], n: int, length: int, seed: int) -> list[int]:
@@ -130,3 +134,15 @@ def losses(model: torch.nn.Module, pieces: Tensor) -> Tensor:
 def chosen_tenth(sequences: int, seed: int, part: int = 10) -> list[int]:
     """Choose one in ``part`` of so many sequences, in order."""
     return sorted(random.Random(seed).sample(range(sequences), sequences // part))
+
+
+def only_in_one(first: Sequence[str], second: Sequence[str]) -> tuple[set[int], set[int]]:
+    """Return the places of the tokens that only one of two cuts of the same text has."""
+    spans = []
+    for tokens in (first, second):
+        ends = list(accumulate(map(len, tokens)))
+        spans.append(list(pairwise([0, *ends])))
+    return (
+        {i for i, span in enumerate(spans[0]) if span not in spans[1]},
+        {i for i, span in enumerate(spans[1]) if span not in spans[0]},
+    )
