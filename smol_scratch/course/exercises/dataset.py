@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def check_smoothed(answer: Callable[[Counter[str], str, float, float], float]) -
     seen = Counter({"lord": 4, "love": 3, "horse": 2, "crown": 1})
     for d in (0.75, 0.5):
         case = f"lord 4 times, love 3, horse 2, crown 1, and d = {d}"
-        found = {token: float(answer(Counter(seen), token, p, d)) for token, p in shorter.items()}
+        found = {token: _number(answer(Counter(seen), token, p, d)) for token, p in shorter.items()}
         freed = 4 * d / 10
         if not math.isclose(found["men"], freed * shorter["men"]):
             if math.isclose(found["men"], freed * shorter["men"] - d / 10):
@@ -73,12 +74,19 @@ def check_smoothed(answer: Callable[[Counter[str], str, float, float], float]) -
                     "is freed"
                 )
     try:
-        new = answer(Counter(), "lord", 0.3, 0.75)
+        new = _number(answer(Counter(), "lord", 0.3, 0.75))
     except ZeroDivisionError:
         raise Hint("a context that was never seen has total 0: what then?") from None
     if not math.isclose(new, 0.3):
         raise Hint("a context that was never seen knows nothing: the shorter table alone answers")
     return "seen or not, the probabilities of all tokens add up to 1"
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise Hint(f"return one number, the probability, not {value!r:.60}") from None
 
 
 @exercise

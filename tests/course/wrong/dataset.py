@@ -58,6 +58,7 @@ WRONG = {
             "total 0",
         ),
         (lambda *given: smoothed(*given) if given[0] else 0.0, "the shorter table alone"),
+        (lambda *given: None, "return one number"),
     ],
     "check_batch_at": [
         (round_the_end, "x is another part of the text"),
