@@ -38,7 +38,8 @@ def training() -> Figure:
         {
             "135M": {s: 6 - 5 * s / 1000 + (s / 700) ** 4 for s in steps},
             "13M": {s: 6 - 3 * s / 1000 + (s / 900) ** 4 for s in steps},
-        }
+        },
+        {s: 6 - 3 * s / 1000 + (s / 900) ** 4 + (s % 20) / 100 for s in range(700, 910, 10)},
     )
 
 

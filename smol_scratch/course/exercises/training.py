@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,34 +17,68 @@ from smol_scratch.recipe import TrainingConfig
 from smol_scratch.training import RunOptions, TrainingState, train
 
 
-@exercise
-def check_first_loss(answer: float) -> str:
-    """Expect the loss before any training of the full width with weights of standard deviation 1.
+def held_out(run: str) -> tuple[list[int], list[float]]:
+    """Return the steps at which a recorded run was validated, and its held-out losses there."""
+    rows = [row for row in read_record(f"{run}.csv") if row["held_out_loss"] is not None]
+    return [row["step"] for row in rows], [row["held_out_loss"] for row in rows]
 
-    One layer stands for thirty: the last norm hides how many there were.
-    """
-    if not isinstance(answer, int | float):
-        raise Hint("answer with one number, in nats per token")
-    config = SmolLM2Config(n_layer=1, init_std=1.0, block_size=128)
-    torch.manual_seed(0)
-    model = SmolLM2(config)
-    idx = torch.randint(config.vocab_size, (1, 129))
-    with torch.no_grad():
-        measured = model(idx[:, :-1], idx[:, 1:])[1].item()
-    variance = config.n_embd * config.init_std**2
-    if abs(answer - math.log(config.vocab_size)) < 0.3:
-        raise Hint("so much costs knowing nothing. This model is wrong with conviction: how large "
-                   "are its logits?")  # fmt: skip
-    if abs(answer - math.log(config.vocab_size) - variance / 2) < 3:
-        raise Hint(
-            "σ²/2 holds as long as many tokens share the sum under the logarithm. With σ = 24 one "
-            "of them is the sum: how large is the largest of 49,152 normal numbers?"
-        )
-    if abs(answer - math.sqrt(variance)) < 2:
-        raise Hint("so large is a common logit; the softmax goes by the largest of 49,152")
-    if not 0.75 * measured < answer < 1.35 * measured:
-        raise Hint("not within a third of what is measured")
-    return f"measured {measured:.0f}: the largest logit, which belongs to the wrong token"
+
+@exercise
+def check_stop(answer: Callable[[list[float], int], tuple[int, int]]) -> str:
+    """Expect a function (losses, patience): which validation is the last, and which to keep."""
+    cases = [
+        ([5.0, 4.0, 3.0, 4.0, 5.0, 6.0, 7.0], 2),
+        ([5.0, 4.0, 4.5, 3.0, 4.0, 5.0, 6.0], 2),
+        ([5.0, 4.0, 3.0, 2.0], 3),
+        ([5.0, 3.0, 4.0, 3.5, 3.2, 3.1], 3),
+        ([3.0, 3.0, 3.0, 3.0], 2),
+    ]
+    long = {run: held_out(run) for run in ("full_run", "tenth_run")}
+    cases += [(losses, patience) for _, losses in long.values() for patience in (1, 3, 7)]
+    for losses, patience in cases:
+        given, right = answer(list(losses), patience), _stop(losses, patience)
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise Hint("return two numbers: the validation that is the last, and the one to keep")
+        found = tuple(given)
+        case = f"patience {patience}, losses {losses}" if len(losses) < 10 else "a recorded run"
+        if found == right:
+            continue
+        if found == (right[1], right[0]):
+            raise Hint(f"{case}: the two are the other way round")
+        if found in (_stop(losses, patience + 1), _stop(losses, patience - 1)):
+            raise Hint(
+                f"{case}: one too early or too late. The run ends at the validation that is the "
+                f"{patience}th in a row without a new lowest"
+            )
+        if found == (right[0], right[0]):
+            raise Hint(f"{case}: you keep the last weights; the lowest loss was earlier")
+        if found == _stop(losses, patience, previous=True):
+            raise Hint(f"{case}: compare with the lowest so far, not with the one before")
+        if found == _stop(losses, patience, ties=True):
+            raise Hint(f"{case}: a loss that is equal to the lowest is not lower")
+        if found[0] == len(losses) - 1:
+            raise Hint(f"{case}: the run should have ended before the list does")
+        if found[1] in losses:
+            raise Hint(f"{case}: return places in the list, not losses")
+        raise Hint(f"{case}: {found} is not it")
+    ends = [steps[_stop(losses, 3)[0]] for steps, losses in long.values()]
+    return f"with a patience of 3 the long runs end at steps {ends[0]:,} and {ends[1]:,}"
+
+
+def _stop(
+    losses: list[float], patience: int, *, previous: bool = False, ties: bool = False
+) -> tuple[int, int]:
+    """Return the last validation and the lowest; the keywords are two common mistakes."""
+    lowest = last = waited = 0
+    for last in range(1, len(losses)):
+        against = losses[last - 1] if previous else losses[lowest]
+        better = losses[last] <= against if ties else losses[last] < against
+        waited = 0 if better else waited + 1
+        if better:
+            lowest = last
+        elif waited >= patience:
+            break
+    return last, lowest
 
 
 @exercise
@@ -160,7 +193,7 @@ def check_batch(answer: int) -> str:
     ]
     right = max(range(len(fits)), key=fits.__getitem__)
     if answer == right:
-        return "the resumed run had begun the text again at its first token"
+        return f"correlation {fits[right]:.2f}: the resumed run had begun the text again"
     if answer == 6:
         raise Hint(f"a loader that went on would read it; but the correlation is {fits[6]:.2f}")
     if answer == 0:

@@ -6,6 +6,7 @@ Letters: B sequences, T tokens in a sequence.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from smol_scratch.checkpoint import load_checkpoint
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.data import DataLoaderLite
-from smol_scratch.evaluation import mean_loss
+from smol_scratch.evaluation import longest_copies, mean_loss
 from smol_scratch.model import SmolLM2
 from smol_scratch.recipe import TrainingConfig
 from smol_scratch.training import RunOptions, TrainingState, train
@@ -63,25 +64,39 @@ def sees_the_future(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> 
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
 
-def one_batch_cases(tokens: Sequence[int]) -> dict[str, list[float]]:
-    """Overfit one batch in five cases, two of them sound and three with a bug."""
+def one_batch_cases(
+    tokens: Sequence[int],
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Overfit one batch in five cases, two of them sound and three with a bug.
+
+    Returns:
+        Of each case its losses, and its loss on the next batch afterwards.
+    """
     plain = replace(RECIPE, clip=1e9, lr_schedule=False)
-    x, y = DataLoaderLite(tokens, B=2, T=64).next_batch()
-    noise = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0))
-    curves = {
-        "sound, on the text": overfit(begin(plain, tokens), x, y),
-        "sound, random targets": overfit(begin(plain, tokens), x, noise),
+    loader = DataLoaderLite(tokens, B=2, T=64)
+    (x, y), (next_x, next_y) = loader.next_batch(), loader.next_batch()
+    noise, next_noise = torch.randint(
+        1024, (2, 2, 64), generator=torch.Generator().manual_seed(0)
+    ).unbind()
+    cases = {
+        "sound, on the text": (begin(plain, tokens), y, next_y),
+        "sound, random targets": (begin(plain, tokens), noise, next_noise),
+        "bug: no causal mask": (begin(plain, tokens), y, next_y),
+        "bug: target is the input": (begin(plain, tokens), x, next_x),
+        "bug: optimizer holds copies": (begin(plain, tokens), y, next_y),
     }
-    cheat = begin(plain, tokens)
-    for block in cheat.model.model.layers:
+    for block in cases["bug: no causal mask"][0].model.model.layers:
         block.self_attn.attend = sees_the_future
-    curves["bug: no causal mask"] = overfit(cheat, x, y)
-    curves["bug: target is the input"] = overfit(begin(plain, tokens), x, x)
-    frozen = begin(plain, tokens)
+    frozen = cases["bug: optimizer holds copies"][0]
     copies = [w.detach().clone() for w in frozen.model.parameters()]
     frozen.optimizer = torch.optim.AdamW(copies, lr=3e-3)
-    curves["bug: optimizer holds copies"] = overfit(frozen, x, y)
-    return curves
+    curves = {name: overfit(state, x, target) for name, (state, target, _) in cases.items()}
+    with torch.no_grad():
+        elsewhere = {
+            name: state.model(next_x, target)[1].item()
+            for name, (state, _, target) in cases.items()
+        }
+    return curves, elsewhere
 
 
 def weights_of(state: TrainingState) -> Tensor:
@@ -204,3 +219,15 @@ def read_in_order(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         yield step, loss.item(), seen
+
+
+def spoken(text: str) -> str:
+    """Leave out the lines that name a speaker: after an empty line, and with a colon at the end."""
+    return re.sub(r"(?:\A|(?<=\n\n))[^\n]+:\n", "", text)
+
+
+def longest_run(sample: Sequence[int], text: Sequence[int]) -> list[int]:
+    """Return the longest run of a sample that stands in a text, token for token; the first such."""
+    lengths = longest_copies(sample, text)
+    start = lengths.index(max(lengths))
+    return list(sample[start : start + lengths[start]])

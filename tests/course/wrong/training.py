@@ -1,6 +1,17 @@
-import math
-
 import torch
+
+
+def stop(losses, patience, previous=False, ties=False):
+    lowest, missed = 0, 0
+    for i, loss in enumerate(losses):
+        against = losses[max(i - 1, 0) if previous else lowest]
+        if i == 0 or loss < against or (ties and loss == against):
+            lowest, missed = i, 0
+        else:
+            missed += 1
+        if missed == patience:
+            return i, lowest
+    return len(losses) - 1, lowest
 
 
 def pieces(model, x, y, sizes, weigh, returned=None):
@@ -40,12 +51,15 @@ def with_another_seed(state, saved):
 
 
 WRONG = {
-    "check_first_loss": [
-        (math.log(49_152), "so much costs knowing nothing"),
-        (math.log(49_152) + 288, "as long as many tokens share the sum"),
-        (24.0, "so large is a common logit"),
-        (1_000, "not within a third"),
-        ("large", "answer with one number"),
+    "check_stop": [
+        (lambda losses, patience: 3, "return two numbers"),
+        (lambda losses, patience: stop(losses, patience)[::-1], "the other way round"),
+        (lambda losses, patience: stop(losses, patience + 1), "one too early or too late"),
+        (lambda losses, patience: (stop(losses, patience)[0],) * 2, "you keep the last weights"),
+        (lambda losses, patience: stop(losses, patience, previous=True), "the lowest so far"),
+        (lambda losses, patience: stop(losses, patience, ties=True), "is not lower"),
+        (lambda losses, patience: (len(losses) - 1, stop(losses, patience)[1]), "have ended"),
+        (lambda losses, patience: (stop(losses, patience)[0], min(losses)), "places in the list"),
     ],
     "check_accumulate": [
         (lambda *given: pieces(*given, lambda size, whole, n: 1), "times too long"),
