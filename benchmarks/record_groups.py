@@ -1,7 +1,7 @@
-"""Train tiny models with nine, three or one key-value heads, and write down how each one ended.
+"""Train tiny models with 9, 3, 1 or no key-value heads, and write down how each one ended.
 
-``python -m benchmarks.record_groups`` writes ``data/records/grouped_runs.csv``: some minutes on one
-core.
+``python -m benchmarks.record_groups`` writes ``data/records/grouped_runs.csv``: some minutes on
+one core. Without key-value heads there is no attention.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["key_value_heads", "seed", "held_out"])
     for seed in range(SEEDS):
-        for groups in (9, 3, 1):
+        for groups in (9, 3, 1, 0):
             writer.writerow([groups, seed, f"{grouped_run(groups, seed):.4f}"])
     path = assets.ROOT / "data" / "records" / "grouped_runs.csv"
     assets.write_atomically(path, file.getvalue().encode())

@@ -96,7 +96,7 @@ def second_half(slip):
 
 
 def streamed(q, keys, values, dtype=torch.float32):
-    largest, total, y = -math.inf, 0.0, torch.zeros(len(q), dtype=dtype)
+    largest, total, y = -math.inf, 0.0, torch.zeros((), dtype=dtype)
     for k, v in zip(keys, values, strict=True):
         score = float(q @ k) / math.sqrt(len(q))
         new = max(largest, score)

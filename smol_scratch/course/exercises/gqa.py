@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from torch import Tensor
 from smol_scratch.cache import KVCache
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
+from smol_scratch.course.measure import gqa as measure
+from smol_scratch.hub import load_pretrained
 from smol_scratch.model import causal_mask
+from smol_scratch.tokenizer import load_tokenizer
 
 
 @exercise
@@ -51,14 +55,14 @@ def check_streamed(answer: Callable[[Tensor, Iterable[Tensor], Iterable[Tensor]]
     generator = torch.Generator().manual_seed(32)
     for n_key, size in ((1, 1.0), (7, 1.0), (50, 1.0), (50, 1000.0)):
         q = size * torch.randn(16, generator=generator, dtype=torch.double)
-        keys, values = (
-            torch.randn(n_key, 16, generator=generator, dtype=torch.double) for _ in "kv"
+        keys, values = (  # a value may have another width than a key
+            torch.randn(n_key, width, generator=generator, dtype=torch.double) for width in (16, 12)
         )
         expected = torch.softmax(keys @ q / 4, dim=0) @ values
         # They can be walked through once, and have no length.
         found = answer(q, _passing(keys, []), _passing(values, []))
-        if not isinstance(found, Tensor) or found.shape != q.shape:
-            raise Hint(f"the result must be one vector of shape {tuple(q.shape)}")
+        if not isinstance(found, Tensor) or found.shape != (12,):
+            raise Hint("the result must be one vector, as wide as a value; here of shape (12,)")
         rounding = 1e-9 if found.dtype == torch.double else 1e-3
         found = found.double()
         if torch.allclose(found, expected, atol=rounding):
@@ -106,3 +110,43 @@ def check_mystery(answer: Mapping[str, int]) -> str:
     if window != _WINDOW:
         raise Hint(f"not a window of {window}; count what the last of many tokens sees")
     return "how a conversation goes on for ever with a cache that does not grow"
+
+
+HEADS = {"before": (16, 0), "first": (18, 8), "after": (17, 5), "itself": (11, 6)}
+
+
+@cache
+def _horse() -> dict[str, dict[str, float]]:
+    """Return how probable "horse" is with each head at work, set to zero, and set to its mean."""
+    model = load_pretrained(quiet=True).requires_grad_(False)
+    line, answer = measure.answer_and_line(load_tokenizer())
+    streams = measure.stream(model, line)
+    found: dict[str, dict[str, float]] = {"zero": {}, "mean": {}}
+    for name, (layer, head) in HEADS.items():
+        mean = measure.mean_output(model, line, layer, head, first=True)
+        for kind, instead in (("zero", 0.0), ("mean", mean)):
+            with measure.silenced(model, layer, head, instead):
+                logits = measure.logits_from(model, layer, streams[layer])[0, -1]
+            found[kind][name] = logits.softmax(-1)[answer].item()
+    return found
+
+
+@exercise
+def check_means(answer: Mapping[str, float]) -> str:
+    """Expect P(horse) with each of four heads set to its mean output on the line."""
+    if not isinstance(answer, Mapping) or set(answer) != set(HEADS):
+        raise Hint(f"a dictionary with {', '.join(HEADS)} is wanted")
+    numbers = {name: float(value) for name, value in answer.items()}
+    if any(not 0 <= value <= 1 for value in numbers.values()):
+        raise Hint("a probability lies between 0 and 1: take the softmax of the last logits")
+    if all(abs(numbers[name] - p) < 0.0011 for name, p in _horse()["zero"].items()):
+        raise Hint("this is what zeros do; put the mean of the head's output in their place")
+    if max(numbers.values()) - min(numbers.values()) < 0.0011:
+        raise Hint("the four are the same: is the hook at work, and removed before the next head?")
+    wrong = [n for n, p in _horse()["mean"].items() if abs(numbers[n] - p) >= 0.0011]
+    if wrong:
+        raise Hint(
+            f"{', '.join(wrong)}: not it. The mean goes over the tokens (dim=1) of this head's 64 "
+            "channels alone, and each head is treated with the other three at work"
+        )
+    return "two of the four cost this line nothing once they may say the same everywhere"

@@ -30,16 +30,25 @@ LINE = "A horse! a horse! my kingdom for a"
 
 
 @contextmanager
-def silenced(model: SmolLM2, layer: int, head: int) -> Iterator[None]:
-    """Set one query head's output to zero, for as long as the ``with`` block lasts."""
+def silenced(
+    model: SmolLM2, layer: int, head: int, instead: Tensor | float = 0.0
+) -> Iterator[None]:
+    """Set one query head's output to zero, for as long as the ``with`` block lasts.
+
+    Args:
+        model: any.
+        layer: of the head.
+        head: one query head of that layer.
+        instead: what takes the place of its output, (D,) or one number.
+    """
     D = model.config.head_dim
 
-    def zero(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+    def exchange(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         y = args[0].clone()  # (B, T, H · D), the heads side by side
-        y[..., D * head : D * (head + 1)] = 0
+        y[..., D * head : D * (head + 1)] = instead
         return (y,)
 
-    hook = model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(zero)
+    hook = model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(exchange)
     try:
         yield
     finally:
@@ -47,10 +56,39 @@ def silenced(model: SmolLM2, layer: int, head: int) -> Iterator[None]:
 
 
 @contextmanager
-def averaged(model: SmolLM2, *, keys: bool = True, values: bool = True) -> Iterator[None]:
+def unheard(model: SmolLM2, layer: int, group: int, other: Tensor) -> Iterator[None]:
+    """Compute one key head from another stream, for as long as the ``with`` block lasts.
+
+    Args:
+        model: any.
+        layer: of the key head.
+        group: one key head of that layer.
+        other: what goes into the layer in a model in which an earlier head is silent, (B, T, C).
+    """
+    block = model.model.layers[layer]
+    part = slice(model.config.head_dim * group, model.config.head_dim * (group + 1))
+
+    def exchange(_: nn.Module, args: tuple[Tensor, ...], k: Tensor) -> Tensor:
+        k = k.clone()  # (B, T, G · D), the heads side by side
+        normed = block.input_layernorm(other)
+        k[..., part] = F.linear(normed, block.self_attn.k_proj.weight[part])
+        return k
+
+    hook = block.self_attn.k_proj.register_forward_hook(exchange)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def averaged(
+    model: SmolLM2, *, keys: bool = True, values: bool = True, stretched: bool = False
+) -> Iterator[None]:
     """Let all query heads of a layer read the mean of its key heads, its value heads, or both.
 
-    One key-value head is then left of three, as in multi-query attention, without any training.
+    One key-value head is then left of three, as in multi-query attention, without any training. A
+    mean of unlike matrices is smaller than they are; ``stretched`` gives it their size again.
     """
     kept = []
     for block in model.model.layers:
@@ -59,7 +97,10 @@ def averaged(model: SmolLM2, *, keys: bool = True, values: bool = True) -> Itera
                 weight = linear.weight.data
                 kept.append((linear, weight))
                 heads = weight.view(model.config.n_kv_head, -1, weight.shape[1])  # (G, D, C)
-                linear.weight.data = heads.mean(0).repeat(len(heads), 1)
+                mean = heads.mean(0)
+                if stretched:
+                    mean *= heads.norm(dim=(1, 2)).mean() / mean.norm()
+                linear.weight.data = mean.repeat(len(heads), 1)
     try:
         yield
     finally:
@@ -91,12 +132,19 @@ def answer_and_line(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, int]:
     return torch.tensor([tokenizer.encode(LINE)]), answer
 
 
+class _Nothing(nn.Module):
+    """Stands in the place of attention, and fetches nothing."""
+
+    def forward(self, x: Tensor, cache: object = None) -> Tensor:
+        return torch.zeros_like(x)
+
+
 def grouped_run(groups: int, seed: int, steps: int = 400) -> float:
-    """Train a tiny model of characters with nine query heads, and return its held-out loss.
+    """Train a tiny character-level model with nine query heads, and return its held-out loss.
 
     Args:
         groups: key-value heads, 9, 3 or 1; what is saved in keys and values goes into the MLP, so
-            that all three have as many parameters.
+            that all three have as many parameters. With 0 the model has no attention.
         seed: of the starting weights and the batches.
         steps: of AdamW, each on 16 sequences of 64 characters.
 
@@ -104,13 +152,16 @@ def grouped_run(groups: int, seed: int, steps: int = 400) -> float:
         In nats per character, over 256 sequences that it never saw.
     """
     C, D, T = 144, 16, 64
-    saved = 2 * C * D * (9 - groups)  # weights of one layer
+    saved = 2 * C * D * (9 - groups) if groups else 0  # weights of one layer
     config = SmolLM2Config(
-        vocab_size=65, block_size=T, n_layer=2, n_head=9, n_kv_head=groups, n_embd=C,
+        vocab_size=65, block_size=T, n_layer=2, n_head=9, n_kv_head=groups or 9, n_embd=C,
         head_dim=D, intermediate_size=256 + round(saved / (3 * C)), init_std=C**-0.5,
     )  # fmt: skip
     torch.manual_seed(seed)
     model = SmolLM2(config)
+    if not groups:
+        for block in model.model.layers:
+            block.self_attn = _Nothing()  # type: ignore[assignment]
     numbers = characters()
     practice, exam = numbers[:1_000_000], numbers[1_000_000:][: 256 * (T + 1)].view(256, T + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95))
@@ -280,6 +331,19 @@ def break_it(
     return caught
 
 
+@contextmanager
+def attending(model: SmolLM2, attend: Attend) -> Iterator[None]:
+    """Let all layers of a model compute attention by another function."""
+    kept = [block.self_attn.attend for block in model.model.layers]
+    try:
+        for block in model.model.layers:
+            block.self_attn.attend = attend
+        yield
+    finally:
+        for block, old in zip(model.model.layers, kept, strict=True):
+            block.self_attn.attend = old
+
+
 @torch.no_grad()
 def attention_map(model: SmolLM2, tokenizer: SmolLM2Tokenizer, layer: int, head: int) -> np.ndarray:
     """Return one head's attention weights on ``LINE``, (T, T)."""
@@ -295,10 +359,10 @@ def attention_map(model: SmolLM2, tokenizer: SmolLM2Tokenizer, layer: int, head:
 
 
 def grouped_runs(record: list[dict[str, Any]]) -> dict[int, Tensor]:
-    """Return what ``grouped_runs.csv`` holds: key-value heads to the loss of each seed."""
+    """Return what ``grouped_runs.csv`` holds: key-value heads (0: no attention) to losses."""
     return {
         groups: torch.tensor([r["held_out"] for r in record if r["key_value_heads"] == groups])
-        for groups in (9, 3, 1)
+        for groups in (9, 3, 1, 0)
     }
 
 
@@ -318,40 +382,6 @@ def silenced_heads(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     tables = {name: np.array(column).reshape(shape) for name, column in columns.items()}
     copied = np.stack([tables[name] for name in names], axis=-1)
     return {"copied": copied, "rest": tables["rest"], "horse": tables["horse"]}
-
-
-@torch.no_grad()
-def silence_each(
-    model: SmolLM2,
-    tokenizer: SmolLM2Tokenizer,
-    tokens: Tensor,
-    heads: Mapping[str, tuple[int, int]],
-) -> dict[str, tuple[float, Tensor]]:
-    """Silence heads one at a time.
-
-    Args:
-        model: any.
-        tokenizer: the model's.
-        tokens: passages, (N, T + 1).
-        heads: name to (layer, head).
-
-    Returns:
-        Name ("none" first) to the probability of "horse" at the end of ``LINE``, and to the loss
-        on each passage, (N,).
-    """
-    line, answer = answer_and_line(tokenizer)
-    near, far = stream(model, line), stream(model, tokens[:, :-1])
-
-    def results(layer: int) -> tuple[float, Tensor]:
-        horse = logits_from(model, layer, near[layer])[0, -1].softmax(-1)[answer].item()
-        logits = logits_from(model, layer, far[layer])
-        return horse, F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none").mean(1)
-
-    found = {"none": results(29)}
-    for name, (layer, head) in heads.items():
-        with silenced(model, layer, head):
-            found[name] = results(layer)
-    return found
 
 
 def repeats(tokenizer: SmolLM2Tokenizer, text: str, count: int, length: int = 24) -> Tensor:
@@ -389,6 +419,31 @@ def repeats(tokenizer: SmolLM2Tokenizer, text: str, count: int, length: int = 24
     return torch.tensor(found)
 
 
+def fresh_repeats(tokenizer: SmolLM2Tokenizer, text: str, chosen: int = 16) -> Tensor:
+    """Return passages as ``repeats`` finds them, without those by which heads were chosen.
+
+    Args:
+        tokenizer: of the model that will read the passages.
+        text: any.
+        chosen: how many passages the choice was made on; four times as many are looked for, and
+            those that end with the same two words as one of the former are left out.
+    """
+    seen = {tuple(row[-2:]) for row in repeats(tokenizer, text, chosen).tolist()}
+    more = repeats(tokenizer, text, 4 * chosen).tolist()
+    return torch.tensor([row for row in more if tuple(row[-2:]) not in seen])
+
+
+def looks_record(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return what ``looks.csv`` holds: the name of a column to its numbers, (layers, heads)."""
+    shape = max(r["layer"] for r in record) + 1, max(r["head"] for r in record) + 1
+    return {name: np.array([r[name] for r in record]).reshape(shape) for name in record[0]}
+
+
+def columns(record: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return a record of numbers by column: name to (rows,)."""
+    return {name: torch.tensor([row[name] for row in record]) for name in record[0]}
+
+
 @torch.no_grad()
 def fetched(
     model: SmolLM2,
@@ -418,3 +473,59 @@ def fetched(
     logits = F.linear(model.model.norm(x[:, places]), model.model.embed_tokens.weight)
     losses = F.cross_entropy(logits.mT, repeats[:, 1:][:, places], reduction="none")
     return horse, losses[:, 0], losses[:, 1:].mean(1)
+
+
+@torch.no_grad()
+def looks(model: SmolLM2, repeats: Tensor, streams: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Measure how much weight each head gives, at the end of a passage, to the word to be copied.
+
+    Args:
+        model: any.
+        repeats: of ``repeats``, (N, T + 1).
+        streams: some layers, with what goes into each of them, (N, T, C).
+
+    Returns:
+        For each of these layers the attention weights of the last token, (heads, N).
+    """
+    places = [row.index(row[-1]) + 1 for row in repeats[:, :-1].tolist()]
+    found = {}
+    for layer, x in streams.items():
+        block = model.model.layers[layer]
+        attention, h = block.self_attn, block.input_layernorm(x)
+        B, T, D = x.shape[0], x.shape[1], attention.head_dim
+        q = attention.q_proj(h[:, -1:]).view(B, 1, -1, D).transpose(1, 2)  # (N, H, 1, D)
+        k = attention.k_proj(h).view(B, T, -1, D).transpose(1, 2)  # (N, G, T, D)
+        q, k = attention.rope(q, T - 1), attention.rope(k)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        weights = F.softmax(q @ k.mT * D**-0.5, dim=-1)[:, :, 0]  # (N, H, T)
+        found[layer] = weights[torch.arange(B), :, places].T
+    return found
+
+
+@torch.no_grad()
+def mean_output(model: SmolLM2, ids: Tensor, layer: int, head: int, first: bool = False) -> Tensor:
+    """Return one head's mean output over tokens.
+
+    Args:
+        model: any.
+        ids: passages, (B, T).
+        layer: of the head.
+        head: one query head of that layer.
+        first: whether each passage's first token, which sees only itself, counts.
+
+    Returns:
+        (D,).
+    """
+    found: list[Tensor] = []
+    D = model.config.head_dim
+    linear = model.model.layers[layer].self_attn.o_proj
+
+    def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0][:, 1 - first :, D * head : D * (head + 1)].mean((0, 1)))
+
+    hook = linear.register_forward_pre_hook(note)
+    try:
+        model(ids)
+    finally:
+        hook.remove()
+    return found[0]

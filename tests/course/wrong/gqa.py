@@ -9,7 +9,7 @@ def all_at_once(q, keys, values):
 
 
 def without_maximum(q, keys, values):
-    total, y = 0.0, torch.zeros_like(q)
+    total, y = 0.0, 0.0
     for k, v in zip(keys, values, strict=True):
         weight = torch.exp(q @ k / math.sqrt(len(q)))
         total, y = total + weight, y + weight * v
@@ -18,7 +18,7 @@ def without_maximum(q, keys, values):
 
 def streamed(q, keys, values, scale=None, corrected=True):
     scale = len(q) ** -0.5 if scale is None else scale
-    largest, total, y = -math.inf, 0.0, torch.zeros_like(q)
+    largest, total, y = -math.inf, 0.0, 0.0
     for k, v in zip(keys, values, strict=True):
         score = float(q @ k) * scale
         new = max(largest, score)
@@ -41,6 +41,7 @@ WRONG = {
         (without_maximum, "right for small scores"),
         (lambda *given: streamed(*given, scale=1.0), "without the division of the scores"),
         (lambda *given: streamed(*given, corrected=False), "multiply it by exp(old - new)"),
+        (lambda q, keys, values: torch.zeros_like(q), "as wide as a value"),
         (lambda q, keys, values: torch.stack(list(values)[:3]).mean(0), ""),
     ],
     "check_mystery": [
@@ -49,5 +50,12 @@ WRONG = {
         ({"window": 5, "sinks": 3}, "the window holds the token itself"),
         ({"window": 6, "sinks": 1}, "not 1 sinks"),
         ({"window": 7, "sinks": 3}, "not a window of 7"),
+    ],
+    "check_means": [
+        ({"before": 0.051, "first": 0.093, "after": 0.058, "itself": 0.0135}, "what zeros do"),
+        (dict.fromkeys(("before", "first", "after", "itself"), 0.0964), "is the hook at work"),
+        ({"before": 3.1, "first": 3.2, "after": 3.0, "itself": 1.0}, "take the softmax"),
+        ({"before": 0.2, "first": 0.0964, "after": 0.3, "itself": 0.1}, "The mean goes over"),
+        ({"before": 0.05}, "a dictionary with before"),
     ],
 }
