@@ -382,7 +382,7 @@ def head_groups(panels: Mapping[str, int], n_head: int, large: str) -> Figure:
     figure, axes = new_figure(
         len(panels), 1, figsize=(7.5, 5.4), height_ratios=[1.5 if p == large else 1 for p in panels]
     )
-    figure.get_layout_engine().set(h_pad=0.1)
+    figure.set_layout_engine("constrained", h_pad=0.1)
     for ax, (title, groups) in zip(axes, panels.items(), strict=True):
         ax.axis("off")
         ax.set_title(title, fontsize=10.5)
