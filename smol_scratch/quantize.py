@@ -162,21 +162,31 @@ def settled(x: Tensor) -> Tensor:
     return x.as_strided(x.shape, x.contiguous().stride())
 
 
+def loads_integers() -> bool:
+    """Tell whether compiled code loads words faster as integers than as floats of the same bits.
+
+    Of Inductor's two ways (in PyTorch 2.13) one goes through the stack, word by word: where vectors
+    are as long as AVX-512's, floats that are to be integers; elsewhere, integers. Each is several
+    times as slow as the other (``python -m benchmarks.bench_quantize --layouts``).
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def multiply_stored(matrix: Stored, x: Tensor) -> Tensor:
     """Multiply with one vector, (C,) -> (R,): the same as ``linear``, in a form that compiles well.
 
     The whole numbers of a word are cut out by shifts, which work on eight or sixteen words at once.
-    Words and heads may come as float32 of the same bits: Inductor loads eight floats with one
-    instruction, and eight integers (in PyTorch 2.13) by way of the stack, four times as slowly.
+    Words and heads may come as float32 of the same bits, see ``loads_integers``.
     """
     words, heads = matrix.words.view(torch.int32), matrix.heads.view(torch.int32)
     N, W = words.shape[1:3]
     x = x.float()
+    sums: Any
     if W * 4 == GROUP:
         parts = settled(x).view(N, W, 4, 1)  # byte j of word w is number 4 w + j
         sums = sum((words << 24 - 8 * j >> 24).float() * parts[:, :, j] for j in range(4))
-        sums = sums * heads.view(torch.float32)[:, :, None]  # (R/16, N, W, 16)
-        return sums.sum((1, 2)).flatten()[: matrix.rows]
+        sums = settled(sums.sum(2))  # (R/16, N, 16)
+        return (sums * heads.view(torch.float32)).sum(1).flatten()[: matrix.rows]
     parts = settled(x).view(N, 2, W, 4, 1)  # its low half is number 4 w + j, its high one 16 more
     sums = sum(
         (words >> 8 * j + 4 * high & 15).float() * parts[:, high, :, j]
@@ -274,8 +284,9 @@ class QuantizedMatrix(nn.Module):
 
     @property
     def stored(self) -> Stored:
-        """What the memory holds, as ``multiply_stored`` reads it fastest."""
-        return Stored(self.words.view(torch.float32), self.heads.view(torch.float32), self.rows)
+        """What the memory holds, as compiled code reads it fastest on this processor."""
+        kind = torch.int32 if loads_integers() else torch.float32
+        return Stored(self.words.view(kind), self.heads.view(kind), self.rows)
 
     def blocks(self, start: int = 0, end: int | None = None) -> Blocks:
         """Return rows in the form of the file: from ``start``, a multiple of 16, to ``end``."""
