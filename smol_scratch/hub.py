@@ -14,8 +14,9 @@ from torch import Tensor
 from smol_scratch import assets
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.gguf_file import StoredTensor, read_gguf
+from smol_scratch.layout import laid_out
 from smol_scratch.llama_config import config_from_gguf, config_from_hf, config_to_hf
-from smol_scratch.model import RotaryPositionalEmbedding, SmolLM2
+from smol_scratch.model import SmolLM2
 from smol_scratch.quantize import (
     Blocks,
     QuantizedMatrix,
@@ -191,9 +192,6 @@ def _assemble(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) 
     """Return the model around these very tensors."""
     model = _skeleton(path, config, weights)
     weights = _fitted(path, config, weights, model)
-    rope = RotaryPositionalEmbedding(config.head_dim, config.block_size, config.rope_theta)
-    for block in model.model.layers:
-        block.self_attn.rope = rope
     model.load_state_dict(weights, strict=True, assign=True)
     model.requires_grad_(True)
     return model.eval()
@@ -211,8 +209,7 @@ def _skeleton(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) 
             f"{path}: n_layer={config.n_layer}, and there are only {len(weights)} tensors"
         )
     try:
-        with torch.device("meta"):
-            return SmolLM2(config)
+        return laid_out(SmolLM2, config)
     except (RuntimeError, OverflowError, TypeError) as error:  # more than a tensor can have
         said = str(error).partition("\n")[0]  # PyTorch adds where in its C++ that was
         raise ValueError(f"{path}: no model can have this shape: {said}") from error

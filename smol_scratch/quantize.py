@@ -29,7 +29,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from smol_scratch.model import RotaryPositionalEmbedding, SmolLM2
+from smol_scratch.layout import laid_out
+from smol_scratch.model import SmolLM2
 from smol_scratch.wrappers import unwrapped
 
 FORMS = ("int8", "int4")
@@ -367,11 +368,7 @@ def assemble(config: Any, weights: Mapping[str, Tensor | QuantizedMatrix]) -> Qu
         config: the model's.
         weights: quantised matrices, and the norms as float32 tensors.
     """
-    with torch.device("meta"):
-        model = QuantizedSmolLM2(config)
-    rope = RotaryPositionalEmbedding(config.head_dim, config.block_size, config.rope_theta)
-    for block in model.model.layers:  # type: ignore[union-attr]
-        block.self_attn.rope = rope
+    model = laid_out(QuantizedSmolLM2, config)
     for name, weight in weights.items():
         place = model.get_submodule(name.removesuffix(".weight"))
         if isinstance(weight, Tensor):
@@ -434,8 +431,7 @@ def dequantize(model: nn.Module) -> SmolLM2:
 
 
 def _plain_shapes(model: SmolLM2) -> list[tuple[str, torch.Size]]:
-    with torch.device("meta"):
-        plain = SmolLM2(model.config)
+    plain = laid_out(SmolLM2, model.config)
     return [(name, weight.shape) for name, weight in plain.state_dict().items()]
 
 

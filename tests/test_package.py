@@ -150,6 +150,19 @@ def test_importing_alone_loads_nothing_and_a_name_brings_its_module():
     assert python(code).stdout.split() == ["False", "True"]
 
 
+def test_weights_are_read_without_pytorchs_compiler():
+    """Its import takes a second or two and 80 MB, and the first word waits for it."""
+    code = (
+        "import sys\n"
+        "from smol_scratch import generate, load_pretrained\n"
+        "from smol_scratch.hub import load_quantized\n"
+        "generate(load_pretrained(quiet=True), [1, 2, 3], 2, temperature=0)\n"
+        "generate(load_quantized(None, 'int4', quiet=True), [1, 2, 3], 2, temperature=0)\n"
+        "print(*{'sympy', 'torch._dynamo', 'torch._inductor'} & set(sys.modules))\n"
+    )
+    assert python(code).stdout.split() == []
+
+
 def test_public_names_are_where_they_are_looked_for():
     import smol_scratch
 
