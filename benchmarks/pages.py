@@ -125,6 +125,31 @@ def sittings(record: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     return found
 
 
+def steps() -> str:
+    """Return how long a training step takes, a table for each kind of processor."""
+    parts = []
+    for kind, variants in sittings("training_sittings.csv").items():
+        rows = [["", "seconds", "× `transformers` given the same", "of the products alone",
+                 "of products and memory", "peak memory, GB"]]  # fmt: skip
+        for name, sat in variants.items():
+            line = [name]
+            for column, form in (("s_per_step", ".2f"), ("times_given_the_same", ".2f"),
+                                 ("of_products", ".0%"), ("of_both", ".0%"),
+                                 ("peak_gb", ".1f")):  # fmt: skip
+                alone = "products" in name or "bytes" in name
+                values = [row[column] for row in sat]
+                line.append("" if alone and column != "s_per_step" else ranged(values, form))
+            rows.append(line)
+        any_row = next(iter(variants.values()))
+        where, dates = any_row[0], sorted({row["date"] for row in any_row})
+        parts.append(
+            f"**{kind}** ({where['processor']}; {where['versions']}; "
+            f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; sittings: {len(any_row)}):\n\n"
+            + table(*rows, right=5)
+        )
+    return "\n\n".join(parts)
+
+
 def generation() -> str:
     """Return how fast text is written, a table for each kind of processor."""
     parts = []
@@ -189,7 +214,8 @@ def few_bits() -> str:
 
 
 BLOCKS = {"long runs": long_runs, "parts": parts, "costs": costs, "equality": equality,
-          "speed": speed, "generation": generation, "few bits": few_bits}  # fmt: skip
+          "speed": speed, "steps": steps, "generation": generation,
+          "few bits": few_bits}  # fmt: skip
 MARK = re.compile(
     r"(<!-- written by `python -m benchmarks\.pages`: (.*?) -->\n).*?(\n<!-- to here -->)", re.S
 )
