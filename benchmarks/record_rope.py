@@ -31,7 +31,8 @@ def rows(only: str) -> Iterator[list[Row]]:
     model = load_pretrained(quiet=True).eval()
     text = torch.tensor(load_tokenizer().encode(load_text()))
     if only == "rotations":
-        rotations = {name: measure.wrong(name, length) for name in measure.WRONG}
+        names = (*measure.WRONG, *measure.ROUNDED, *measure.SLOWED)
+        rotations = {name: measure.rotation(name, length) for name in names}
     else:
         rotations = {name: measure.stretched(name, length, 2.0) for name in measure.STRETCHED}
     for passage in range(passages):

@@ -11,20 +11,31 @@ from torch import Tensor
 
 from smol_scratch.course.exercises import Hint, exercise
 from smol_scratch.course.measure.rope import RopeOnNeighbours
+from smol_scratch.hub import halves_from_neighbours, neighbours_from_halves
 from smol_scratch.model import RotaryPositionalEmbedding
+
+_LATER = {"query at 2, key at 9": -1, "query at 9, key at 2": 1}
 
 
 @exercise
-def check_later_key(answer: float) -> str:
-    """Expect the score of the query (2, 1) at 2 and the key (3, 1) at 9, a quarter turn a step."""
-    if math.isclose(answer, 1, abs_tol=1e-3):
-        raise Hint("that is offset +7, a query *after* its key; here the query stands before it")
-    if math.isclose(answer, 7, abs_tol=1e-3):
-        raise Hint("that is the score with no turn at all, at offset 0")
-    if math.isclose(answer, -7, abs_tol=1e-3):
-        raise Hint("that is half a turn, offset 2 or -2")
-    if not math.isclose(answer, -1, abs_tol=1e-3):
-        raise Hint(f"{answer} is not it. Offset 2 - 9 = -7: seven quarters back are one forwards")
+def check_later_key(answer: Mapping[str, float]) -> str:
+    """Expect the scores of the query (2, 1) and the key (3, 1), a quarter turn per position."""
+    if not isinstance(answer, Mapping) or set(answer) != set(_LATER):
+        raise Hint(f"a dictionary with {' and '.join(map(repr, _LATER))} is wanted")
+    found = {name: float(answer[name]) for name in _LATER}
+    for name, score in found.items():
+        if math.isclose(score, 7, abs_tol=1e-3):
+            raise Hint(f"{name}: that is the score with no turn at all, at offset 0")
+        if math.isclose(score, -7, abs_tol=1e-3):
+            raise Hint(f"{name}: that is half a turn, offset 2 or -2")
+    first, second = found.values()
+    if math.isclose(first, second, abs_tol=1e-3):
+        raise Hint("both the same: the offsets are -7 and +7, and their sign counts")
+    if math.isclose(first, 1, abs_tol=1e-3) and math.isclose(second, -1, abs_tol=1e-3):
+        raise Hint("the two are exchanged: the offset is the query's position minus the key's")
+    for name, score in found.items():
+        if not math.isclose(score, _LATER[name], abs_tol=1e-3):
+            raise Hint(f"{name}: {score:g} is not it. Seven quarters back are one forwards")
     return "the score sees the signed offset, and one pair takes -7 for 1"
 
 
@@ -52,6 +63,29 @@ def check_shift_keys(answer: Callable[[Tensor, RotaryPositionalEmbedding, int], 
                 "those of position n, wherever it stands"
             )
     return "rotations add up, so a stored key moves without being computed again"
+
+
+@exercise
+def check_back_to_halves(answer: Callable[[Tensor, int], Tensor]) -> str:
+    """Expect a function (rows for neighbours, head_dim) -> the same rows, for halves."""
+    for heads, head_dim in ((3, 8), (2, 64)):
+        weight = torch.arange(heads * head_dim * 5.0).view(-1, 5)  # (heads · D, C)
+        stored = neighbours_from_halves(weight, head_dim)
+        found = answer(stored.clone(), head_dim)
+        if not isinstance(found, Tensor) or found.shape != weight.shape:
+            raise Hint(f"the result must be a tensor of the weight's shape, {tuple(weight.shape)}")
+        if torch.equal(found, stored):
+            raise Hint("the rows did not move")
+        if torch.equal(found, neighbours_from_halves(stored, head_dim)):
+            raise Hint("that is the same step once more; it has to be undone")
+        if torch.equal(found, halves_from_neighbours(stored, heads * head_dim)):
+            raise Hint("that takes all heads for one: reorder within each head of head_dim rows")
+        if not torch.equal(found, weight):
+            raise Hint(
+                "the rows are not those for halves. Rows 0, 2, 4, … of a head come first, then "
+                "rows 1, 3, 5, …, and every row stays whole"
+            )
+    return "what a reader of GGUF files does with every query and key matrix"
 
 
 _FOUND = {"theta": 250_000.0, "pairs": "neighbours", "direction": "backwards"}

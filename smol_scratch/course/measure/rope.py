@@ -23,11 +23,16 @@ WRONG = (
     "neighbours",
     "angles in bfloat16",
     "no rotation",
-    # and what of the rounding does the harm
+)
+# What of the rounding does the harm, and which pairs an interpolation harms.
+ROUNDED = (
     "positions in bfloat16",
     "frequencies in bfloat16",
+    "products in bfloat16",
     "cosines in bfloat16",
 )
+SLOWED = ("all pairs slowed", "pairs 0 to 15 slowed", "pairs 16 to 31 slowed")
+SLOWER = 1.5  # times
 
 
 class RopeOnNeighbours(RotaryPositionalEmbedding):
@@ -53,16 +58,17 @@ def frequencies(theta: float = THETA) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, 64, 2).float() / 64)
 
 
-def wrong(kind: str, block_size: int) -> RotaryPositionalEmbedding:
+def rotation(kind: str, positions: int) -> RotaryPositionalEmbedding:
     """Make the released rotation, or one with a mistake.
 
     Args:
-        kind: one of ``WRONG``.
-        block_size: positions of the table.
+        kind: one of ``WRONG``, ``ROUNDED`` (of what enters the table, one thing has 8 significant
+            bits) or ``SLOWED`` (some pairs turn by two thirds of their angle).
+        positions: how many the table has.
     """
-    position, frequency = torch.arange(block_size).float(), frequencies()
+    position, frequency = torch.arange(positions).float(), frequencies()
     if kind == "neighbours":
-        return RopeOnNeighbours(64, block_size, THETA)
+        return RopeOnNeighbours(64, positions, THETA)
     if kind == "theta 10,000":
         frequency = frequencies(10_000.0)
     elif kind == "exponents off by one":
@@ -77,25 +83,31 @@ def wrong(kind: str, block_size: int) -> RotaryPositionalEmbedding:
         position = position.bfloat16().float()
     elif kind == "frequencies in bfloat16":
         frequency = frequency.bfloat16().float()
-    rope = with_angles(torch.outer(position, frequency))
+    elif kind in SLOWED:
+        slow = {"all pairs slowed": slice(32), "pairs 0 to 15 slowed": slice(16)}
+        frequency[slow.get(kind, slice(16, 32))] /= SLOWER
+    angles = torch.outer(position, frequency)
+    if kind == "products in bfloat16":
+        angles = angles.bfloat16()
+    rope = with_angles(angles)
     if kind == "cosines in bfloat16":
         rope.cos, rope.sin = rope.cos.bfloat16().float(), rope.sin.bfloat16().float()
-    elif kind not in WRONG:
-        raise ValueError(f"{kind!r}: must be one of {', '.join(WRONG)}")
+    elif kind not in (*WRONG, *ROUNDED, *SLOWED):
+        raise ValueError(f"{kind!r}: must be one of {', '.join((*WRONG, *ROUNDED, *SLOWED))}")
     return rope
 
 
-def stretched(kind: str, block_size: int, factor: float) -> RotaryPositionalEmbedding:
+def stretched(kind: str, positions: int, factor: float) -> RotaryPositionalEmbedding:
     """Make the released rotation reach ``factor`` times as far, in one of two ways, or not.
 
     Args:
         kind: "as released"; "interpolated" (every position divided by the factor; Chen et al.,
             2023, arXiv:2306.15595); "NTK-aware" (theta raised so that the slowest pair slows down
             by the factor and the fastest not at all).
-        block_size: positions of the table.
+        positions: how many the table has.
         factor: above 1.
     """
-    position, theta = torch.arange(block_size).float(), THETA
+    position, theta = torch.arange(positions).float(), THETA
     if kind == "interpolated":
         position = position / factor
     elif kind == "NTK-aware":
@@ -135,7 +147,7 @@ def losses_with(model: SmolLM2, rope: RotaryPositionalEmbedding, tokens: Tensor)
     x, head = model.model.norm(x), model.model.embed_tokens.weight
     # The head in pieces: all the scores of a long text would take gigabytes.
     pieces = zip(x.split(512, dim=1), tokens[:, 1:].split(512, dim=1), strict=True)
-    losses = [F.cross_entropy((h @ head.T).mT, y, reduction="none") for h, y in pieces]
+    losses = [F.cross_entropy((h @ head.T).float().mT, y, reduction="none") for h, y in pieces]
     return torch.cat(losses, dim=1)
 
 
@@ -166,15 +178,18 @@ def extra_losses(record: list[dict[str, Any]]) -> dict[str, dict[str, tuple[floa
             ("tokens 1 to 256", more[:, :2].mean(1)),
             ("tokens 257 to 768", more[:, 2:].mean(1)),
         ):
-            error = part.std() / len(part) ** 0.5
-            found[name][label] = part.mean().item(), error.item()
+            found[name][label] = mean_and_error(part)
     return found
 
 
-def long_losses(record: list[dict[str, Any]]) -> tuple[list[int], dict[str, list[float]]]:
+def long_losses(record: list[dict[str, Any]]) -> tuple[list[int], dict[str, Tensor]]:
     """Return what ``beyond_context.csv`` holds: the last position of each stretch, and the losses.
 
-    The losses of each rotation are means over the passages.
+    The losses of each rotation are (passages, stretches).
     """
-    ends = sorted({row["end"] for row in record})
-    return ends, {name: losses.mean(0).tolist() for name, losses in _by_passage(record).items()}
+    return sorted({row["end"] for row in record}), _by_passage(record)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of some passages' values and its standard error: (passages,) -> two."""
+    return values.mean().item(), values.std().item() / len(values) ** 0.5

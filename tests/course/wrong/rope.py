@@ -1,5 +1,7 @@
 import torch
 
+from smol_scratch.hub import halves_from_neighbours, neighbours_from_halves
+
 
 def forward(keys, rope, n):
     return torch.cat([rope(key, start=n) for key in keys.split(1, dim=2)], dim=2)
@@ -19,12 +21,27 @@ def found(**changed):
     return {"theta": 250_000, "pairs": "neighbours", "direction": "backwards"} | changed
 
 
+def scores(query_first, key_first):
+    return {"query at 2, key at 9": query_first, "query at 9, key at 2": key_first}
+
+
 WRONG = {
     "check_later_key": [
-        (1, "a query *after* its key"),
-        (7, "no turn at all"),
-        (-7, "half a turn"),
-        (0, "seven quarters back are one forwards"),
+        (scores(1, -1), "the two are exchanged"),
+        (scores(-1, -1), "their sign counts"),
+        (scores(1, 1), "their sign counts"),
+        (scores(7, 7), "no turn at all"),
+        (scores(-1, -7), "key at 2: that is half a turn"),
+        (scores(0, 1), "key at 9: 0 is not it. Seven quarters back are one forwards"),
+        (-1, "a dictionary with"),
+    ],
+    "check_back_to_halves": [
+        (lambda weight, head_dim: weight, "did not move"),
+        (neighbours_from_halves, "the same step once more"),
+        (lambda weight, head_dim: halves_from_neighbours(weight, len(weight)), "within each head"),
+        (lambda weight, head_dim: weight.T, "of the weight's shape"),
+        (lambda weight, head_dim: halves_from_neighbours(weight, head_dim).flip(1), "stays whole"),
+        (lambda weight, head_dim: halves_from_neighbours(weight, head_dim).flip(0), "come first"),
     ],
     "check_shift_keys": [
         (forward, "went n positions forward"),
