@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from smol_scratch.config import SmolLM2Config
 from smol_scratch.course.exercises import Hint, exercise
-from smol_scratch.course.measure.assembled import Ladder
+from smol_scratch.hub import to_transformers
 from smol_scratch.model import SmolLM2
 
 
@@ -49,6 +50,43 @@ def check_rows(answer: tuple[int, int, int, int]) -> str:
 
 
 @exercise
+def check_first_losses(answer: tuple[float, float]) -> str:
+    """Expect the first loss of a fresh GPT-2 small, and the std of a SmolLM2 that begins at 12.80.
+
+    GPT-2 small has 50,257 tokens and 768 channels, and here a standard deviation of 0.02.
+    """
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise Hint("two numbers in brackets are wanted: (first loss, standard deviation)")
+    loss, std = (float(value) for value in answer)
+    variance, knows_nothing = 768 * 0.02**2, math.log(50_257)
+
+    def near(value: float, to: float, within: float = 0.006) -> bool:
+        return abs(value - to) < within
+
+    if near(loss, knows_nothing):
+        raise Hint(f"the loss: {loss:g} is ln V alone; what do the random logits cost?")
+    if near(loss, knows_nothing + variance):
+        raise Hint(f"the loss: {loss:g} has the whole variance of the logits on top; take half")
+    if near(loss, knows_nothing + variance**0.5) or near(loss, knows_nothing + variance**0.5 / 2):
+        raise Hint(f"the loss: {loss:g} has σ on top; the formula has its square, σ²")
+    if near(loss, math.log(49_152) + 576 * 0.02**2 / 2):
+        raise Hint(f"the loss: {loss:g} is SmolLM2's; here V is 50,257, and 768 numbers are added")
+    if not near(loss, knows_nothing + variance / 2):
+        raise Hint("the loss: it is ln V + σ²/2, with σ² = 768 times the variance of one weight")
+    more = 12.80 - math.log(49_152)
+    exact = (2 * more / 576) ** 0.5
+    if near(std, (2 * more) ** 0.5, 0.03):
+        raise Hint(f"the standard deviation: {std:g} is that of the logits; a logit sums 576 terms")
+    if near(std, (more / 576) ** 0.5, 0.001):
+        raise Hint(f"the standard deviation: {std:g} forgets that only half the variance is paid")
+    if near(std, 2 * more / 576, 0.0005):
+        raise Hint(f"the standard deviation: {std:g} is the variance of a weight; take the root")
+    if not near(std, exact, 0.002):
+        raise Hint("the standard deviation: 12.80 lies how far above ln 49,152? That is σ²/2")
+    return "the second model was drawn with twice the released standard deviation, 2/24"
+
+
+@exercise
 def check_cross_entropy(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     """Expect a function (logits (N, V), targets (N,)) -> mean surprise; -100 does not count."""
     generator = torch.Generator().manual_seed(7)
@@ -81,11 +119,13 @@ def check_cross_entropy(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     return "the same as PyTorch's, for large logits and with targets that do not count"
 
 
-_FAULT = (5, "mlp")  # block and part
+_FAULTS = {2: ("k_proj", "v_proj"), 5: ("gate_proj", "up_proj")}  # block to exchanged matrices
+_OF = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
+       "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}  # fmt: skip
 
 
-def mystery() -> tuple[SmolLM2, Ladder]:
-    """Return a model of eight small blocks with one fault, and a ladder of the right one."""
+def mystery() -> tuple[SmolLM2, Any, Tensor]:
+    """Return a model of eight small blocks with two faults, a right one as oracle, and tokens."""
     config = SmolLM2Config(
         vocab_size=97, block_size=32, n_layer=8, n_head=4, n_kv_head=2, n_embd=64, head_dim=16,
         intermediate_size=96, init_std=0.125,
@@ -96,26 +136,39 @@ def mystery() -> tuple[SmolLM2, Ladder]:
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.normal_(1, 0.3)
-        ids = torch.randint(config.vocab_size, (1, 25))
-    ladder = Ladder(model, ids)
-    broken: Any = model.model
-    mlp = broken.layers[_FAULT[0]].mlp
-    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
-    return model, ladder
+        ids = torch.randint(config.vocab_size, (1, 24))
+    oracle = to_transformers(model).requires_grad_(False)
+    inner: Any = model.model
+    for number, (one, other) in _FAULTS.items():
+        part = getattr(inner.layers[number], _OF[one])
+        first, second = getattr(part, one), getattr(part, other)
+        setattr(part, one, second)
+        setattr(part, other, first)
+    return model, oracle, ids
 
 
 @exercise
-def check_mystery(answer: tuple[int, str]) -> str:
-    """Expect the block and the part of it in which the mystery's fault is."""
-    if not isinstance(answer, tuple | list) or len(answer) != 2:
-        raise Hint("two things in brackets are wanted: (number of the block, name of the part)")
-    block, part = answer
-    if block in (_FAULT[0] - 1, _FAULT[0] + 1):
-        raise Hint(f"block {block} holds; did you count from 0, and from the embedding's rung?")
-    if block != _FAULT[0]:
-        raise Hint(f"block {block} holds: it gives the oracle's output on the oracle's input")
-    if part not in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"):
-        raise Hint(f"the block is right; {part!r} is not a part of it, by the checkpoint's names")
-    if part != _FAULT[1]:
-        raise Hint(f"the block is right; its {part} holds: see `ladder.within(model, {block})`")
+def check_mystery(answer: Mapping[int, tuple[str, str]]) -> str:
+    """Expect the mystery's two faulty blocks, each with the two matrices that were exchanged."""
+    if not isinstance(answer, Mapping) or not answer:
+        raise Hint('a dictionary is wanted, {block: ("one_proj", "other_proj")}')
+    for block in answer:
+        if block not in _FAULTS and {block - 1, block + 1} & set(_FAULTS):
+            raise Hint(f"block {block} holds; did you count from 0, and from the embedding's rung?")
+        if block not in _FAULTS:
+            raise Hint(f"block {block} holds: it gives the oracle's output on the oracle's input")
+    for block, matrices in answer.items():
+        right = _FAULTS[block]
+        if not isinstance(matrices, tuple | list | set) or len(matrices) != 2:
+            raise Hint(f"block {block} is right; which two of its matrices were exchanged?")
+        if unknown := [name for name in matrices if name not in _OF]:
+            raise Hint(f"block {block} is right; {unknown[0]!r} is no matrix of it")
+        if {_OF[name] for name in matrices} != {_OF[right[0]]}:
+            raise Hint(f"block {block} is right; see with `within` which part of it is broken")
+        if set(matrices) != set(right):
+            raise Hint(
+                f"block {block}: the right part; compare each matrix of it with the oracle's"
+            )
+    if len(answer) != len(_FAULTS):
+        raise Hint(f"block {next(iter(answer))} is one of two; does another rung break?")
     return "found, in a model that nobody could have judged by what it says"

@@ -31,6 +31,7 @@ _LIT = {
     "mlp": ("mlp",),
     "block": (),  # its frame and its two sums; the parts are built before
     "model": tuple(_PARTS),
+    "ends": ("embedding", "norm3", "head"),
     "tokens": ("tokens",),
 }
 _STREAM = 3.2  # height of the residual stream
@@ -40,7 +41,8 @@ def model_map(lit: str, done: Collection[str] = ()) -> Figure:
     """Draw SmolLM2-135M from text to text, with today's part in colour.
 
     Args:
-        lit: today's part: "norm", "rope", "attention", "mlp", "block", "model" or "tokens".
+        lit: today's part: "norm", "rope", "attention", "mlp", "block", "ends" (what turns blocks
+            into a model), "model" or "tokens".
         done: parts built before, drawn with a coloured frame.
 
     Raises:

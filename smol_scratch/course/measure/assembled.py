@@ -1,31 +1,53 @@
-"""Measurements of notebook 06: models with one planted fault, and the ladder that finds it."""
+"""Measurements of notebook 06: models with one planted fault, and the ladder that finds it.
+
+``apart``, ``parts``, ``record`` and ``climb`` are the notebook's own code; a test compares them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smol_scratch.generation import chat_prompt, generate, stop_tokens
-from smol_scratch.hub import to_transformers
-from smol_scratch.model import RMSNorm, RotaryPositionalEmbedding, SmolLM2
+from smol_scratch.cache import KVCache
+from smol_scratch.generation import chat_prompt, stop_tokens
+from smol_scratch.model import (
+    RMSNorm,
+    RotaryPositionalEmbedding,
+    SmolLM2,
+    explicit_attention,
+)
 from smol_scratch.tokenizer import SmolLM2Tokenizer
 
-# Relative differences of two right programs stay below: float32 keeps seven digits, and thirty
-# blocks add their rounding. The gentlest of the faults is fifteen times above.
-ROUNDING = 1e-5
+# What two right programs may differ by, relative to a vector's length: float32 keeps seven digits,
+# and thirty blocks add their rounding. The notebook draws the rounding that it measures below this
+# line, and the gentlest fault fifteen times above it.
+TOLERANCE = 1e-5
 
 
+@torch.no_grad()
 def ask(model: SmolLM2, tokenizer: SmolLM2Tokenizer, question: str, tokens: int = 12) -> str:
-    """Ask in the conversation's own form, and return the beginning of the answer on one line."""
+    """Ask in the conversation's own form, and return the beginning of the answer on one line.
+
+    Each token comes from the model's own ``forward``, so that a fault in it is heard as well.
+    """
     prompt = chat_prompt(tokenizer, question)
-    (ids,) = generate(model, prompt, tokens, temperature=0, stop=stop_tokens(tokenizer))
-    answer = tokenizer.decode(ids[len(prompt) :].tolist()).removesuffix("<|im_end|>")
+    new = torch.as_tensor(prompt).reshape(1, -1)  # (1, T)
+    cache = KVCache(model.config, max_length=new.shape[1] + tokens)
+    ids: list[int] = []
+    while len(ids) < tokens:
+        new = model(new, cache=cache)[0][:, -1:].argmax(dim=-1)  # (1, 1)
+        if new.item() in stop_tokens(tokenizer):
+            break
+        ids.append(int(new))
+    answer = tokenizer.decode(ids)
     return " ".join(answer.replace("\N{REPLACEMENT CHARACTER}", "").split())  # half a character
 
 
@@ -107,6 +129,32 @@ def _transposed(number: int) -> Callable[[Any], Callable[[], None]]:
     return plant
 
 
+def _walked(order: Callable[[list[Any]], list[Any]]) -> Callable[[Any], Callable[[], None]]:
+    def plant(model: Any) -> Callable[[], None]:
+        kept, kind = model.model["layers"], type(model)
+        other = nn.ModuleList(order(list(kept)))
+
+        def forward(*given: Any, **named: Any) -> Any:
+            model.model["layers"] = other
+            try:
+                return kind.forward(model, *given, **named)
+            finally:
+                model.model["layers"] = kept
+
+        model.forward = forward
+
+        def back() -> None:
+            del model.forward
+
+        return back
+
+    return plant
+
+
+def _exchanged(blocks: list[Any]) -> list[Any]:
+    return [*blocks[:3], blocks[4], blocks[3], *blocks[5:]]
+
+
 # With each, the model runs without an error.
 FAULTS: dict[str, Callable[[Any], Callable[[], None]]] = {
     "RMSNorm's eps 1e-6": _other_eps,
@@ -115,7 +163,10 @@ FAULTS: dict[str, Callable[[Any], Callable[[], None]]] = {
     "block 17: norms swapped": _norms_swapped(17),
     "no final norm": _without_norm,
     "head of its own": _loose_head,
+    "block 4 before block 3": _walked(_exchanged),
 }
+# These come after the last block, and leave the stream as it was.
+BEHIND = ("no final norm", "head of its own")
 
 
 @contextmanager
@@ -133,89 +184,110 @@ def planted(model: SmolLM2, fault: str) -> Iterator[SmolLM2]:
         back()
 
 
-@torch.no_grad()
-def states(model: SmolLM2, ids: Tensor) -> list[Tensor]:
-    """Return the stream before the first block and after each: ids (B, T), (B, T, C) each."""
+@contextmanager
+def other_order(model: SmolLM2) -> Iterator[SmolLM2]:
+    """Let a model's attention add the same numbers in another order, while the ``with`` lasts."""
     inner: Any = model.model
-    found: list[Tensor] = [inner.embed_tokens(ids)]
+    kept = inner.layers[0].self_attn.attend
     for block in inner.layers:
-        found.append(block(found[-1]))
+        block.self_attn.attend = explicit_attention
+    try:
+        yield model
+    finally:
+        for block in inner.layers:
+            block.self_attn.attend = kept
+
+
+@torch.no_grad()
+def streams(model: nn.Module, ids: Tensor) -> list[Tensor]:
+    """Return the stream before the first block and after each, as the model runs.
+
+    Args:
+        model: ours or ``transformers``'.
+        ids: tokens, (B, T).
+    """
+    inner: Any = model.model
+    found: list[Tensor] = []
+
+    def keep(_part: Any, _given: Any, output: Tensor) -> None:
+        found.append(output)
+
+    hooks = [part.register_forward_hook(keep) for part in (inner.embed_tokens, *inner.layers)]
+    try:
+        model(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return found
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
     """Return how far two sets of vectors are apart, relative to their length, median token."""
-    relative = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
-    return relative.median().item()
+    distance = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    return distance.median().item()
 
 
-@dataclass
-class Rung:
-    """One step of the ladder: what was compared, and how far apart the two are."""
+def parts(model: Any) -> dict[str, Any]:
+    """Return the parts of a model in order, ours or ``transformers``', by name."""
+    inner = model.model
+    found = {"embedding": inner.embed_tokens}
+    for i, block in enumerate(inner.layers):
+        found[f"block {i}"] = block
+    found["final norm"] = inner.norm
+    table = inner.embed_tokens.weight  # the head, unless there is another
+    found["head"] = getattr(model, "lm_head", lambda x: F.linear(x, table))
+    return found
 
-    name: str
-    apart: float
 
-    @property
-    def holds(self) -> bool:
-        """Say whether rounding alone explains the difference."""
-        return self.apart < ROUNDING
+@torch.no_grad()
+def record(oracle: Any, ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what goes into each part of the oracle, and what comes out: ids (B, T)."""
+    seen: dict[str, Any] = {}
+    hooks = []
+    for name, part in parts(oracle).items():
+
+        def keep(_: Any, given: Any, output: Tensor, name: str = name) -> None:
+            seen[name] = given[0], output
+
+        hooks.append(part.register_forward_hook(keep))
+    logits = oracle(ids).logits
+    for hook in hooks:
+        hook.remove()
+    return seen | {"whole model": (ids, logits)}
 
 
-class Ladder:
-    """Compare a model with ``transformers``' own, part by part, each on the oracle's input."""
+@torch.no_grad()
+def climb(model: Any, seen: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return how far each part is from the oracle's, on the oracle's own input."""
+    ours = parts(model) | {"whole model": lambda ids: model(ids)[0]}
+    return {n: apart(ours[n](into), out) for n, (into, out) in seen.items()}
 
-    def __init__(self, model: SmolLM2, ids: Tensor) -> None:
-        """Run the oracle once, with a copy of the model's weights; ids (1, T + 1)."""
-        self.ids = ids
-        oracle: Any = to_transformers(model).requires_grad_(False)
-        self.layers = oracle.model.layers
-        x = ids[:, :-1]
-        outcome = oracle(x, output_hidden_states=True, labels=None)
-        # The last of transformers' states is normed already: the last block's own comes from it.
-        self.states: list[Tensor] = list(outcome.hidden_states[:-1])
-        self.angles = oracle.model.rotary_emb(self.states[0], torch.arange(x.shape[1])[None])
-        self.states.append(self._layer(len(self.layers) - 1, self.states[-1]))
-        self.normed = outcome.hidden_states[-1]
-        self.logits = outcome.logits
-        self.loss = oracle(ids, labels=ids).loss  # which shifts them itself
 
-    def _layer(self, number: int, x: Tensor) -> Tensor:
-        out = self.layers[number](x, position_embeddings=self.angles)
-        return out[0] if isinstance(out, tuple) else out
+@torch.no_grad()
+def within(
+    model: Any, oracle: Any, seen: Mapping[str, tuple[Tensor, Tensor]], number: int
+) -> dict[str, float]:
+    """Do the same inside one block: its two norms, attention and MLP, each on the oracle's input.
 
-    @torch.no_grad()
-    def climb(self, model: SmolLM2) -> list[Rung]:
-        """Return all rungs: embedding, each block by itself, final norm, head, loss."""
-        inner: Any = model.model
-        x = self.ids[:, :-1]
-        rungs = [Rung("embedding", apart(inner.embed_tokens(x), self.states[0]))]
-        for number, block in enumerate(inner.layers):
-            found = block(self.states[number])
-            rungs.append(Rung(f"block {number}", apart(found, self.states[number + 1])))
-        rungs.append(Rung("final norm", apart(inner.norm(self.states[-1]), self.normed)))
-        head = inner.embed_tokens if model.config.tie_embeddings else model.lm_head
-        rungs.append(Rung("head", apart(F.linear(self.normed, head.weight), self.logits)))
-        loss = model(x, self.ids[:, 1:])[1]
-        assert loss is not None
-        rungs.append(Rung("loss", ((loss - self.loss).abs() / self.loss).item()))
-        return rungs
-
-    @torch.no_grad()
-    def within(self, model: SmolLM2, number: int) -> list[Rung]:
-        """Return the rungs inside one block: its two norms, attention and MLP, each by itself."""
-        inner: Any = model.model
-        ours, theirs, x = inner.layers[number], self.layers[number], self.states[number]
-        copy = theirs.input_layernorm(x)
-        gathered = theirs.self_attn(copy, position_embeddings=self.angles, attention_mask=None)[0]
-        h = x + gathered
-        second = theirs.post_attention_layernorm(h)
-        return [
-            Rung("input_layernorm", apart(ours.input_layernorm(x), copy)),
-            Rung("self_attn", apart(ours.self_attn(copy), gathered)),
-            Rung("post_attention_layernorm", apart(ours.post_attention_layernorm(h), second)),
-            Rung("mlp", apart(ours.mlp(second), theirs.mlp(second))),
-        ]
+    Args:
+        model: ours.
+        oracle: ``transformers``'.
+        seen: what ``record`` returned.
+        number: of the block.
+    """
+    ours, theirs = model.model.layers[number], oracle.model.layers[number]
+    x, _ = seen[f"block {number}"]
+    angles = oracle.model.rotary_emb(x, torch.arange(x.shape[1])[None])
+    first = theirs.input_layernorm(x)
+    gathered = theirs.self_attn(first, position_embeddings=angles, attention_mask=None)[0]
+    h = x + gathered
+    second = theirs.post_attention_layernorm(h)
+    return {
+        "input_layernorm": apart(ours.input_layernorm(x), first),
+        "self_attn": apart(ours.self_attn(first), gathered),
+        "post_attention_layernorm": apart(ours.post_attention_layernorm(h), second),
+        "mlp": apart(ours.mlp(second), theirs.mlp(second)),
+    }
 
 
 @torch.no_grad()
@@ -245,3 +317,32 @@ def nearest(table: Tensor, tokenizer: SmolLM2Tokenizer, word: str, count: int = 
     likeness = F.normalize(table, dim=1) @ F.normalize(table[token], dim=0)  # (V,)
     likeness[token] = -1
     return [tokenizer.decode([near]) for near in likeness.topk(count).indices.tolist()]
+
+
+def starts(record: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Print what fresh models begin with, beside the formula, and return it for the drawing.
+
+    Args:
+        record: the rows of ``starts.csv``.
+
+    Returns:
+        For each kind of model, by name, ``losses`` of its seeds and the ``formula``'s.
+    """
+    kinds = {"as it is": "tied", "head of its own": "untied", "no final norm": "without_norm"}
+    found: dict[str, dict[str, Any]] = {}
+    print(f"{'std':<5}{'model':<16}{'mean sq.':>9}{'formula':>9}{'loss of twenty':>17}{'SD':>7}"
+          f"{'SD of ln Σ':>13}{'SD of z_came':>14}")  # fmt: skip
+    for std, value in ((0.02, 0.02), ("1/24", 1 / 24)):
+        rows = [row for row in record if row["std"] == std]
+        for kind, column in kinds.items():
+            square = statistics.mean(row["stream"] for row in rows) if "norm" in column else 1.0
+            formula = math.log(49_152) + 576 * value**2 * square / 2
+            losses = [row[column] for row in rows]
+            sums = [row[f"{column}_log_sum"] for row in rows]
+            came = [total - loss for total, loss in zip(sums, losses, strict=True)]
+            mean, spread = statistics.mean(losses), statistics.stdev(losses)
+            print(f"{std:<5}{kind:<16}{square:>9.2f}{formula:>9.2f}{mean:>10.2f} ± "
+                  f"{spread / math.sqrt(len(rows)):.2f}{spread:>7.2f}"
+                  f"{statistics.stdev(sums):>13.2f}{statistics.stdev(came):>14.2f}")  # fmt: skip
+            found[f"{std}, {kind}"] = {"losses": losses, "formula": formula, "square": square}
+    return found
