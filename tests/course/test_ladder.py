@@ -117,6 +117,11 @@ def test_the_streams_show_an_exchange_from_its_block_on(small):
     assert far == [False] * 4 + [True] * 17
 
 
+def test_a_bound_is_the_next_of_2e_n():
+    assert measure.bound(9.2e-7) == measure.bound(1.3e-6) == pytest.approx(2e-6)
+    assert measure.bound(2.1e-6) == pytest.approx(2e-5)
+
+
 def test_the_mystery_is_another_model_than_its_oracle():
     model, oracle, ids = exercises.mystery()
     assert broken(model, measure.record(oracle, ids)) == ["block 2", "block 5", "whole model"]

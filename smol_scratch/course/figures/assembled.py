@@ -124,19 +124,21 @@ def starts(rows: Mapping[str, Mapping[str, Any]], knows_nothing: float, log: flo
         off the paper. The original project's first loss lies among those of 0.02.""")  # fmt: skip
 
 
-def streams(curves: Mapping[str, Sequence[float]], tolerance: float) -> Figure:
+def streams(curves: Mapping[str, Sequence[float]], rounding: float, tolerance: float) -> Figure:
     """Draw how far the streams of models are from the oracle's, block by block.
 
     Args:
-        curves: model to relative distance after 0, 1, … blocks; the right one comes first.
+        curves: broken model to relative distance after 0, 1, … blocks.
+        rounding: below it stays the right one.
         tolerance: what is called rounding.
     """
     figure, ax = new_figure(figsize=(7.4, 4.0))
-    looks = {"other": "-", "wrong": "-", "key": "--", "query": "-.", "value": ":", "down": "-"}
-    lowest = 1e-8
-    ends = []
+    looks = {"wrong": "-", "key": "--", "query": "-.", "value": ":", "down": "-"}
+    lowest = rounding / 5
+    ax.fill_between([-0.5, 30], lowest, rounding, color="#DDDDDD", linewidth=0)
+    ends = [((lowest * rounding) ** 0.5, "rounding, measured")]
     for (name, values), (colour, style) in zip(curves.items(), looks.items(), strict=True):
-        drawn = np.maximum(np.asarray(values, dtype=float), lowest)  # zero has no place here
+        drawn = np.maximum(np.asarray(values, dtype=float), rounding)  # and zero has no place here
         wide = colour == "down"  # lies under another curve for most of the way
         ax.plot(drawn, style, color=COLOURS[colour], linewidth=4.5 if wide else 2.2,
                 alpha=0.55 if wide else 1, zorder=1.9 if wide else 2)  # fmt: skip
@@ -152,11 +154,12 @@ def streams(curves: Mapping[str, Sequence[float]], tolerance: float) -> Figure:
            xlim=(-0.5, 43), ylim=(lowest, 8))  # fmt: skip
     ax.set_xticks(range(0, 31, 5))
     return describe(figure, """Distance of the stream from the oracle's, by blocks passed, on a
-        logarithmic axis. The right model, its attention adding in another order, stays well below
-        the tolerance of a hundred-thousandth. Each of the five broken ones leaves it in the block
-        of its fault and is still above at the end: the wrong eps lowest, between the tolerance and
-        a thousandth; the wrong theta, the exchanged blocks and the transposed matrix around a
-        tenth; the swapped norms above the vector's own length.""")  # fmt: skip
+        logarithmic axis. A band at the bottom is rounding: the right model, its attention adding in
+        another order, stays in it, well below the tolerance of a hundred-thousandth. Each of the
+        five broken ones leaves it in the block of its fault and is above the tolerance at the end:
+        the wrong eps lowest, between the tolerance and a thousandth; the wrong theta, the exchanged
+        blocks and the transposed matrix around a tenth; the swapped norms above the vector's own
+        length.""")  # fmt: skip
 
 
 def rungs(ladders: Mapping[str, Mapping[str, float]], tolerance: float) -> Figure:

@@ -227,6 +227,11 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
     return distance.median().item()
 
 
+def bound(value: float) -> float:
+    """Round up to twice a power of ten: machines' rounding differs, but not so far."""
+    return 2.0 * 10.0 ** math.ceil(math.log10(value / 2))
+
+
 def parts(model: Any) -> dict[str, Any]:
     """Return the parts of a model in order, ours or ``transformers``', by name."""
     inner = model.model
