@@ -126,10 +126,10 @@ def logits_from(model: SmolLM2, layer: int, x: Tensor) -> Tensor:
     return F.linear(model.model.norm(x), model.model.embed_tokens.weight)
 
 
-def answer_and_line(tokenizer: SmolLM2Tokenizer) -> tuple[Tensor, int]:
-    """Return the tokens of ``LINE``, (1, T), and the token "horse" that comes next."""
+def answer_and_line(tokenizer: SmolLM2Tokenizer, line: str = LINE) -> tuple[Tensor, int]:
+    """Return the tokens of a line, (1, T), and the token "horse" that comes next."""
     [answer] = tokenizer.encode(" horse")
-    return torch.tensor([tokenizer.encode(LINE)]), answer
+    return torch.tensor([tokenizer.encode(line)]), answer
 
 
 class _Nothing(nn.Module):
@@ -178,29 +178,29 @@ def grouped_run(groups: int, seed: int, steps: int = 400) -> float:
         return model(exam[:, :-1], exam[:, 1:])[1].item()
 
 
-def line_words(tokenizer: SmolLM2Tokenizer) -> list[str]:
-    """Return the tokens of ``LINE`` as text."""
-    return list(tokenizer.tokens(torch.tensor(tokenizer.encode(LINE))))
+def line_words(tokenizer: SmolLM2Tokenizer, line: str = LINE) -> list[str]:
+    """Return the tokens of a line as text."""
+    return list(tokenizer.tokens(torch.tensor(tokenizer.encode(line))))
 
 
 @torch.no_grad()
 def evidence(
-    model: SmolLM2, tokenizer: SmolLM2Tokenizer
+    model: SmolLM2, tokenizer: SmolLM2Tokenizer, line: str = LINE
 ) -> tuple[list[str], float, dict[str, list[float]]]:
-    """Replace each token of Richard's line and see how probable the model still finds "horse".
+    """Replace each token of a line and see how probable the model still finds "horse".
 
     Returns:
         The tokens; the probability with all in place; and for each replacement the probability
         with it in each of the places.
     """
-    ids, answer = answer_and_line(tokenizer)
+    ids, answer = answer_and_line(tokenizer, line)
     whole = model(ids)[0][0, -1].softmax(-1)[answer].item()
     found = {}
     for other in REPLACEMENTS:
         batch = ids.repeat(ids.shape[1], 1)  # a row for each token that is replaced
         batch.fill_diagonal_(tokenizer.encode(other)[0])
         found[other] = model(batch)[0][:, -1].softmax(-1)[:, answer].tolist()
-    return line_words(tokenizer), whole, found
+    return line_words(tokenizer, line), whole, found
 
 
 def always(replaced: Mapping[str, Sequence[float]], whole: float) -> tuple[list[int], list[int]]:
