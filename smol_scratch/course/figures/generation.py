@@ -177,7 +177,7 @@ def candidates(tokens: Sequence[str], kept: Mapping[str, Sequence[int]], fixed: 
     return describe(
         figure,
         "A sentence from top to bottom, a token per row, with the number of candidates that top-p "
-        "and min-p leave. Inside 'of France is' and before 'Rome' it is few; after 'The' and 'My' "
+        "and min-p leave. For 'of' and 'is', and for 'Rome', it is few; after 'The' and 'My' "
         f"top-p leaves hundreds to thousands. A fixed top-k of {fixed} is one line through all.",
     )
 
@@ -199,8 +199,8 @@ def rounds(lines: Mapping[str, Sequence[float]]) -> Figure:
     ax.set_title("Each repetition makes the next one more probable", loc="left")
     return describe(
         figure,
-        "Four rising curves, one per phrase, over the number of repetitions. All start low, the "
-        "nonsense near zero, and all end above three quarters.",
+        "Four rising curves, one per phrase, over the number of repetitions. They start between "
+        "zero (the nonsense) and a quarter, and all end above three quarters.",
     )
 
 
@@ -225,7 +225,7 @@ def copying_heads(
             left.plot(x, values.T, line, color=COLOURS[colour], linewidth=0.8, alpha=0.5)
     left.set(xlabel="how often the phrase has come", ylim=(0, 1),
              ylabel="probability of each token")  # fmt: skip
-    left.set_title("repetition", fontsize=10, loc="left")
+    left.set_title("repetition: means over eight phrases", fontsize=10, loc="left")
     left.set_xticks(range(1, 10, 2))
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, [f"silenced: {labels[0]}", *labels[1:]], loc="outside upper center",
@@ -242,9 +242,9 @@ def copying_heads(
     right.set_title("ordinary text: Shakespeare", fontsize=10, loc="left")
     return describe(
         figure,
-        "Left: probability of a repeated phrase by round. The whole model climbs highest, other "
-        "silenced heads (a thin line for each set) cost some of it, and with the copying heads "
-        "silenced the curve stays low. "
+        "Left: probability of a repeated phrase by round. The whole model climbs high. Most other "
+        "sets of silenced heads (a thin line each) cost some of that, and a few raise it. With the "
+        "copying heads silenced the curve stays low. "
         "Right: loss on Shakespeare; the copying heads cost less there than most other sets.",
     )
 
@@ -255,7 +255,7 @@ def surprise_clouds(ways: Mapping[str, tuple[Sequence[float], Sequence[float]]])
     Args:
         ways: how a passage went on to its expected and its real surprise, per passage, in nats.
     """
-    figure, ax = new_figure(figsize=(6.2, 4.6))
+    figure, ax = new_figure(figsize=(6.0, 5.8))
     looks = [("value", "o"), ("right", "s"), ("key", "^"), ("wrong", "D")]
     top = 0.0
     for (name, (expected, came)), (colour, marker) in zip(ways.items(), looks, strict=False):
@@ -265,8 +265,9 @@ def surprise_clouds(ways: Mapping[str, tuple[Sequence[float], Sequence[float]]])
                 label=name)  # fmt: skip
         top = max(top, max(came), max(expected))
     ax.plot([0, top], [0, top], "--", color=COLOURS["residual"], linewidth=1.2)
-    ax.text(1.09 * top, 0.8 * top, "as surprising\nas expected", ha="right", va="top", fontsize=9)
-    ax.set(xlim=(0, 1.12 * top), ylim=(0, 1.03 * top),
+    ax.text(0.2 * top, 0.225 * top, "as surprising as expected", rotation=45,
+            rotation_mode="anchor", fontsize=9)  # fmt: skip
+    ax.set(xlim=(0, 1.03 * top), ylim=(0, 1.03 * top), aspect="equal",
            xlabel="surprise the model expected: its entropy (nats per token)",
            ylabel="surprise that came (nats per token)")  # fmt: skip
     ax.legend(fontsize=10, loc="upper left")
@@ -306,7 +307,8 @@ def coloured(texts: Mapping[str, tuple[Sequence[str], Sequence[float]]]) -> Figu
             ax.text(0, y, text, fontsize=10, weight="bold", va="center")
             continue
         shade = next(colour for limit, colour in ramp if value <= limit)
-        ax.add_patch(Rectangle((left, y - 0.48), len(text), 0.96, facecolor=shade, linewidth=0))
+        ax.add_patch(Rectangle((left, y - 0.48), len(text), 0.96, facecolor=shade,
+                               edgecolor="white", linewidth=1.2))  # fmt: skip
         ax.text(left, y, text.replace("$", r"\$"), fontsize=10.3, family="monospace", va="center")
     words = ("up to 2 nats", "2 to 4", "4 to 7", "above 7")
     for i, ((_, shade), word) in enumerate(zip(ramp, words, strict=True)):
@@ -315,8 +317,9 @@ def coloured(texts: Mapping[str, tuple[Sequence[str], Sequence[float]]]) -> Figu
         ax.text(18.0 * i + 3, -high - 1, word, fontsize=9.5, va="center")
     return describe(
         figure,
-        "Texts with every token shaded by its surprise: the greedy one nearly white throughout, "
-        "the sampled one and Shakespeare's with dark tokens among white ones.",
+        "Texts with every token shaded by its surprise: the greedy one white and, in its first "
+        "lines, palest orange; the sampled one and Shakespeare's with dark tokens among white "
+        "ones.",
     )
 
 
@@ -441,7 +444,7 @@ def price_of_a_token(
         figure,
         "Left: the weights, 269 MB in bfloat16, beside caches of 256, 2,048 and 8,192 tokens; the "
         "last is about seven tenths as long. Right: FLOPs of the next token rise with the text's "
-        "length without the cache, and stay nearly level with it.",
+        "length without the cache, and stay far lower with it.",
     )
 
 

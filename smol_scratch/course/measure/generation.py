@@ -101,6 +101,21 @@ def rounds(model: SmolLM2, tokenizer: SmolLM2Tokenizer, phrase: str, times: int 
 
 
 @torch.no_grad()
+def greedy_rounds(
+    model: SmolLM2, tokenizer: SmolLM2Tokenizer, phrase: str, times: int = 9
+) -> list[int]:
+    """Return the rounds in which greedy decoding would write the whole phrase by itself.
+
+    As in `rounds`, all earlier ones are forced. Each token of the phrase must be the most probable.
+    """
+    start, unit = tokenizer.encode(OPENING), tokenizer.encode(phrase)
+    ids = torch.tensor([start + unit * times])  # (1, T)
+    best = model(ids[:, :-1])[0][0, len(start) - 1 :].argmax(-1)  # (times * U,)
+    taken = (best == ids[0, len(start) :]).view(times, len(unit)).all(-1)
+    return [i + 1 for i, yes in enumerate(taken.tolist()) if yes]
+
+
+@torch.no_grad()
 def beam_search(
     model: SmolLM2, ids: Sequence[int], count: int, beams: int
 ) -> tuple[list[int], float]:
