@@ -32,9 +32,10 @@ SPREADS = {"0.18": 32**-0.5, "0.02": 0.02}
 WIRINGS = list(itertools.product(races.WIRINGS, SPREADS, (1e-3, 2e-3, 4e-3), range(3)))
 # What stops a wiring: (wiring, attention, gate, ε, spread, rate, seed), parts taken out one by one.
 CAUSES = [
-    *((wiring, *parts, 1e-5, "0.18", 2e-3, seed)
+    *((wiring, *parts, 1e-5, "0.18", rate, seed)
       for wiring in races.WITHOUT_ATTENTION
       for parts in ((True, False), (False, True), (False, False))
+      for rate in (1e-3, 2e-3, 4e-3)
       for seed in range(3)),
     *(("no residual", True, True, 1e-20, "0.02", 2e-3, seed) for seed in range(3)),
 ]  # fmt: skip

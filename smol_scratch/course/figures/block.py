@@ -181,8 +181,7 @@ def race(grid: Mapping[tuple[str, str, float], Sequence[float]], floor: float, c
     panels = list(dict.fromkeys(panel for panel, _, _ in grid))
     names = list(dict.fromkeys(name for _, name, _ in grid))
     rates = sorted({rate for _, _, rate in grid})
-    columns = sum(len(runs) for runs in grid.values()) / len(names)
-    size = max(7.0, 2.6 + columns / 3), 1.6 + 0.45 * len(names)
+    size = 8.6, 1.6 + 0.45 * len(names)
     figure, axes = new_figure(1, len(panels), figsize=size, sharey=True)
     for ax, panel in zip(axes, panels, strict=True):
         rows = np.array([[loss for rate in rates for loss in grid[panel, name, rate]]
@@ -202,13 +201,9 @@ def race(grid: Mapping[tuple[str, str, float], Sequence[float]], floor: float, c
         for edge in range(seeds, rows.shape[1], seeds):
             ax.axvline(edge, color="white", linewidth=4)
         ax.set_yticks(np.arange(len(names)) + 0.5, names)
-        if len(rates) > 1:
-            ax.set_xticks([seeds * (i + 0.5) for i in range(len(rates))],
-                          [f"{rate:g}" for rate in rates])  # fmt: skip
-            ax.set(title=panel, xlabel=f"learning rate ({seeds} seeds each)")
-        else:
-            ax.set_xticks(np.arange(seeds) + 0.5, [f"seed {seed}" for seed in range(seeds)])
-            ax.set(title=panel)
+        ax.set_xticks([seeds * (i + 0.5) for i in range(len(rates))],
+                      [f"{rate:g}" for rate in rates])  # fmt: skip
+        ax.set(title=panel, xlabel=f"learning rate ({seeds} seeds each)")
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
