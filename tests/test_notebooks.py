@@ -391,7 +391,7 @@ def test_a_changed_definition_is_noticed():
 
 
 # Their solutions take minutes together: they run the real model again and again.
-LONG = ("13_inside",)
+LONG = ("13_inside", "12_sharing-4")
 
 
 def exercise_cells():
@@ -405,7 +405,9 @@ def exercise_cells():
                 cells[i].source,
                 cells[i + 1],
                 id=f"{path.stem}-{number}",
-                marks=[pytest.mark.slow] if path.stem in LONG else [],
+                marks=[pytest.mark.slow]
+                if {path.stem, f"{path.stem}-{number}"} & set(LONG)
+                else [],
             )
 
 

@@ -2,67 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from smol_scratch.accounting import parameters
 from smol_scratch.config import SmolLM2Config
+from smol_scratch.corpus import load_text
 from smol_scratch.course.exercises import Hint, exercise
-from smol_scratch.hub import neighbours_from_halves
+from smol_scratch.course.measure.sharing import OneLayer
+from smol_scratch.evaluation import evenly_spaced
+from smol_scratch.hub import load_pretrained, neighbours_from_halves
 from smol_scratch.model import SmolLM2
-
-
-@exercise
-def check_write_file(answer: Callable[[dict[str, Tensor]], bytes]) -> str:
-    """Expect a function from float32 tensors by name to the bytes of a safetensors file."""
-    import json
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    generator = torch.Generator().manual_seed(12)
-    tensors = {
-        "one": torch.randn(3, 5, generator=generator),
-        "a longer name": torch.randn(7, generator=generator),
-        "third": torch.randn(2, 2, 2, generator=generator),
-    }
-    raw = answer({name: tensor.clone() for name, tensor in tensors.items()})
-    if not isinstance(raw, bytes | bytearray):
-        raise Hint(f"the result must be bytes, not {type(raw).__name__}")
-    raw = bytes(raw)
-    numbers = sum(4 * tensor.numel() for tensor in tensors.values())
-    length = int.from_bytes(raw[:8], "little")
-    if raw and length == len(raw):
-        raise Hint("the first eight bytes hold the length of the header alone, not of the file")
-    if 8 + length + numbers != len(raw):
-        if 8 + int.from_bytes(raw[:8], "big") + numbers == len(raw):
-            raise Hint("the length is written little-endian: struct's '<Q'")
-        raise Hint(
-            f"8 bytes of length, {length:,} of header (so say the 8) and {numbers} of numbers make "
-            f"{8 + length + numbers:,}; you returned {len(raw):,}"
-        )
-    try:
-        header = json.loads(raw[8 : 8 + length])
-    except ValueError as error:
-        raise Hint("what stands between byte 8 and the numbers is no JSON") from error
-    for name in tensors:
-        if name not in header:
-            raise Hint(f"the header does not name {name!r}")
-        begin = header[name].get("data_offsets", [None])[0]
-        if name == "one" and begin == 8 + length:
-            raise Hint("offsets count from the first byte after the header, not from the file's")
-    try:
-        found = load(raw)
-    except SafetensorError as error:
-        raise Hint(f"the library refuses it: {error}") from error
-    for name, tensor in tensors.items():
-        if found[name].shape != tensor.shape:
-            raise Hint(f"{name!r} comes back with another shape: {tuple(found[name].shape)}")
-        if not torch.equal(found[name], tensor):
-            raise Hint(f"{name!r} comes back with other numbers; check offsets and order")
-    return "the library reads what you wrote"
+from smol_scratch.tokenizer import load_tokenizer
 
 
 @exercise
@@ -167,3 +120,51 @@ def check_arrived(answer: str) -> str:
         "not this one: with its rows put back the logits are still not the sender's. Did you put "
         "the earlier candidates back as they were?"
     )
+
+
+# As ``data/records/layers.csv`` has it; a test compares.
+WORST, COSTLIEST = 29, "down_proj"
+LEFT = (0.03, 0.3)  # on 2 to 16 passages
+
+
+def one_layer() -> OneLayer:
+    """Return what stores one layer of the real model in few bits, with four passages."""
+    rows = evenly_spaced(load_tokenizer().encode(load_text()), 64, 4)
+    return OneLayer(load_pretrained("SmolLM2-135M-Instruct.Q4_1.gguf", quiet=True), rows)
+
+
+@exercise
+def check_worst_layer(answer: Mapping[str, object]) -> str:
+    """Expect "layer", the "matrix" of it that costs most, and the share of the harm that is "left".
+
+    Left with the 16 largest numbers of each matrix kept apart.
+    """
+    if not isinstance(answer, Mapping) or not {"layer", "matrix", "left"} <= answer.keys():
+        raise Hint("answer with a dictionary: layer, matrix and left")
+    layer, matrix, left = answer["layer"], answer["matrix"], answer["left"]
+    if not isinstance(layer, int) or not 0 <= layer < 30:
+        raise Hint("layer: a whole number, and layers are numbered from 0 to 29")
+    if layer == 27:
+        raise Hint("layer 27 has the largest outlier; is the loss that it adds the largest, too?")
+    if layer != WORST:
+        raise Hint(f"layer {layer} is not it: compare one.added(layer).mean() for all thirty")
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    if matrix not in names:
+        raise Hint(f"the layer is right. matrix: one of {', '.join(names)}")
+    if matrix == "o_proj":
+        raise Hint("the layer is right. o_proj holds its largest number; what does o_proj alone "
+                   "add to the loss?")  # fmt: skip
+    if matrix != COSTLIEST:
+        raise Hint(f"the layer is right. {matrix} alone does not cost most: try all seven")
+    if hasattr(left, "item"):
+        left = left.item()
+    if not isinstance(left, int | float) or not 0 <= left <= 1:
+        raise Hint("layer and matrix are right. left: a share between 0 and 1, the added loss with "
+                   "apart=16 divided by the added loss without")  # fmt: skip
+    if 1 - LEFT[1] <= left <= 1 - LEFT[0]:
+        raise Hint("layer and matrix are right. That is the share that is repaired, or what is "
+                   "left with random ones kept; how much is left without the largest?")  # fmt: skip
+    if not LEFT[0] <= left <= LEFT[1]:
+        raise Hint("layer and matrix are right. left: one.added(layer, apart=16) for all seven "
+                   "matrices, its mean divided by that of one.added(layer)")  # fmt: skip
+    return "16 numbers in each matrix do most of the harm, in the layer that bears least"

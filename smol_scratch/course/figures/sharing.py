@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from smol_scratch.course.figures.drawing import HIGH, arrow, canvas, cells
+from smol_scratch.course.figures.drawing import arrow, canvas
 from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 # The kinds of tensor to colours, in the order of the file.
@@ -31,7 +31,7 @@ def file_map(
     spans: Sequence[tuple[str, int, int]],
     header: int,
     blocks: Mapping[str, int],
-    rows: int = 12,
+    line: int = 50_000_000,
 ) -> Figure:
     """Draw a file of weights from its first byte to its last, as lines of equal length.
 
@@ -39,33 +39,36 @@ def file_map(
         spans: kind, first byte and last byte + 1 of each tensor, in the order of the file.
         header: bytes before the first tensor; marked, since to scale it cannot be seen.
         blocks: number of a block to its first byte; written where it begins.
-        rows: lines.
+        line: bytes of each line; the last one may be shorter.
     """
     kinds = list(_COLOUR_OF)
     size, columns = spans[-1][2], 1000
+    rows = -(-size // line)
     ends = np.array([end for _, _, end in spans])
-    middle = (np.arange(rows * columns) + 0.5) * size / (rows * columns)
-    kind_at = np.array([kinds.index(kind) for kind, _, _ in spans])[np.searchsorted(ends, middle)]
+    middle = (np.arange(rows * columns) + 0.5) * line / columns
+    place = np.searchsorted(ends, middle)
+    inside = place < len(spans)
+    kind_at = np.array([kinds.index(kind) for kind, _, _ in spans])[place.clip(max=len(spans) - 1)]
     figure, ax = new_figure(figsize=(7.5, 4.2))
     ax.imshow(
-        kind_at.reshape(rows, columns),
+        np.ma.masked_where(~inside, kind_at).reshape(rows, columns),
         cmap=ListedColormap([COLOURS[colour] for colour in _COLOUR_OF.values()]),
         vmin=-0.5,
         vmax=len(kinds) - 0.5,
         aspect="auto",
         interpolation="nearest",
-        extent=(0, size / rows / 1e6, rows, 0),
+        extent=(0, line / 1e6, rows, 0),
     )
     for row in range(1, rows):
         ax.axhline(row, color="white", linewidth=3)
     for number, first in blocks.items():
-        line, along = divmod(first, size / rows)
+        at, along = divmod(first, line)
         ax.text(
-            along / 1e6 + 0.15, line + 0.5, number, fontsize=8, weight="bold", va="center",
+            along / 1e6 + 0.15, at + 0.5, number, fontsize=8, weight="bold", va="center",
             color="white", bbox={"facecolor": "black", "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
     ax.annotate(
-        f"the header: {header:,} bytes, too thin to be seen; so are the norms",
+        f"the header: {header:,} bytes, too thin to be seen",
         (0, 0),
         (1.2, -0.75),
         fontsize=9,
@@ -73,9 +76,7 @@ def file_map(
         annotation_clip=False,
         arrowprops={"arrowstyle": "-|>", "color": COLOURS["residual"]},
     )
-    ax.set_yticks(
-        [i + 0.5 for i in range(rows)], [f"{i * size / rows / 1e6:.0f}" for i in range(rows)]
-    )
+    ax.set_yticks([i + 0.5 for i in range(rows)], [f"{i * line / 1e6:.0f}" for i in range(rows)])
     ax.set(xlabel="MB along the line", ylabel="the line begins at (MB)")
     ax.grid(False)
     handles = [
@@ -84,12 +85,12 @@ def file_map(
         if kind != "norms"
     ]
     figure.legend(handles=handles, loc="outside right center", fontsize=9, title_fontsize=9,
-                  title="black: block\nbegins")  # fmt: skip
+                  title="black: block\nbegins\n(norms: too\nthin to be seen)")  # fmt: skip
     return describe(
         figure,
-        "A file drawn as a page of twelve lines. The embedding fills the first two and a half; "
-        "then come thirty blocks of the same coloured stripes, in the order 0, 1, 10, 11, because "
-        "names are sorted as words.",
+        "A file drawn as a page of lines of 50 MB. The embedding fills the first two and a "
+        "quarter; then come thirty blocks of the same coloured stripes, each with its number: 0, "
+        "1, 10 to 19, 2, 20 to 29, 3 to 9, because names are sorted as words.",
     )
 
 
@@ -101,7 +102,8 @@ def file_bytes(length: bytes, header: str, numbers: bytes) -> Figure:
         header: the JSON.
         numbers: the float32 numbers behind it.
     """
-    figure, ax = canvas(26, 8.2)
+    figure, ax = canvas(26.2, 8.2)
+    ax.set_xlim(-0.1, 26.1)
     parts = (
         (0.0, 6.0, "8 bytes", "the header's length", length.hex(" "), "residual"),
         (6.6, 9.6, f"{len(header)} bytes", "JSON: name → type, shape, place", "", "key"),
@@ -120,7 +122,12 @@ def file_bytes(length: bytes, header: str, numbers: bytes) -> Figure:
                     family="monospace")  # fmt: skip
             ax.text(left + width / 2, 1.5, f"= {int.from_bytes(length, 'little')}", ha="center",
                     fontsize=11)  # fmt: skip
-    wrapped = textwrap.wrap(header, 31, break_on_hyphens=False)
+    broken = header.replace("{", "{\n", 1).replace("}, ", "},\n").replace("}}", "}\n}")
+    wrapped = [
+        line
+        for part in broken.split("\n")
+        for line in textwrap.wrap(part, 30, break_on_hyphens=False, subsequent_indent="  ")
+    ]
     ax.text(6.85, 3.4, "\n".join(wrapped), va="center", fontsize=8, family="monospace",
             linespacing=1.35)  # fmt: skip
     values = np.frombuffer(numbers, dtype="<f4")
@@ -136,36 +143,54 @@ def file_bytes(length: bytes, header: str, numbers: bytes) -> Figure:
 
 
 def rows_moved(D: int = 8) -> Figure:
-    """Draw how GGUF reorders a head's rows, and that a score does not notice.
+    """Draw which numbers of a head each program rotates together, and what folder B mixes up.
 
     Args:
-        D: channels of the head that is drawn.
+        D: numbers of the head that is drawn.
     """
-    figure, ax = canvas(17, 9.6)
+    figure, ax = canvas(24, 12.4)
     half = D // 2
     order = [row // 2 + half * (row % 2) for row in range(D)]  # the file's row to ours
-    shades = ("query", "key", "value", "gate", "up", "down", "norm", "embedding")
-    for side, left, rows, title in (
-        ("ours", 2.0, list(range(D)), "ours: halves"),
-        ("file", 8.6, order, "GGUF: neighbours"),
-    ):
-        ax.text(left + 1.5, 9.2, title, ha="center", fontsize=11, weight="bold")
-        for place, row in enumerate(rows):
-            y = 8.2 - place * 0.95
-            cells(ax, left, y, ["", "", ""], shades[row % half])
-            where = left - 0.3 if side == "ours" else left + 3.3
-            ax.text(where, y + HIGH / 2, f"row {row}", ha="right" if side == "ours" else "left",
-                    va="center", fontsize=9.5)  # fmt: skip
+    shades = ("query", "gate", "value", "down")
+    halves = [(i, i + half) for i in range(half)]
+    neighbours = [(2 * i, 2 * i + 1) for i in range(half)]
+    tops = [10.1 - 1.08 * place for place in range(D)]
+    columns = (
+        (1.0, list(range(D)), halves, "our program", "pairs halves"),
+        (9.6, order, neighbours, "llama.cpp, GGUF", "pairs neighbours"),
+        (18.2, order, halves, "folder B", "GGUF's rows, paired as halves"),
+    )
+    for left, rows, pairs, title, words in columns:
+        ax.text(left + 2.2, 11.85, title, ha="center", fontsize=11, weight="bold")
+        ax.text(left + 2.2, 11.1, words, ha="center", fontsize=9.5)
+        for y, row in zip(tops, rows, strict=True):
+            colour = COLOURS[shades[row % half]]
+            ax.add_patch(Rectangle((left, y - 0.4), 2.6, 0.8, facecolor=colour + "26",
+                                   edgecolor=colour, linewidth=1.6))  # fmt: skip
+            ax.text(left + 1.3, y, f"row {row}", ha="center", va="center", fontsize=9.5)
+        for n, (a, b) in enumerate(pairs):
+            same = rows[a] % half == rows[b] % half
+            colour = COLOURS[shades[rows[a] % half]] if same else COLOURS["residual"]
+            edge = left + 2.75
+            out = edge + (0.5 if b == a + 1 else 0.4 + 0.42 * n)
+            ax.plot([edge, out, out, edge], [tops[a], tops[a], tops[b], tops[b]], color=colour,
+                    linewidth=1.8, linestyle="-" if same else (0, (3, 1.5)),
+                    solid_capstyle="butt")  # fmt: skip
     for place, row in enumerate(order):
-        start, end = (5.1, 8.2 - row * 0.95 + HIGH / 2), (8.5, 8.2 - place * 0.95 + HIGH / 2)
+        start, end = (5.5, tops[row]), (9.4, tops[place])
         arrow(ax, start, end, colour=shades[row % half])
-    ax.text(13.9, 4.6, "one colour: a pair\nthat RoPE turns\ntogether", fontsize=10, va="center")
-    ax.text(8.5, 0.35, "q and k are reordered alike, so q · k is the same sum in another order",
-            ha="center", fontsize=10.5)  # fmt: skip
+    ax.text(12, 1.1, "brackets: numbers that the rotation takes together; "
+            "colours: those that it took together in training", ha="center",
+            fontsize=9.5)  # fmt: skip
+    ax.text(12, 0.3, "in B the brackets join different colours (dashed)", ha="center",
+            fontsize=9.5)  # fmt: skip
     return describe(
         figure,
-        f"The {D} rows of a head, coloured by the pairs that the rotation turns. In our order the "
-        "partners stand half a head apart; arrows move them side by side, as GGUF stores them.",
+        f"A head of {D} rows in three columns, coloured by the pairs that the model was trained "
+        "with. Our program pairs each row with the one half a head further; arrows move the "
+        "partners side by side, where llama.cpp pairs neighbours. Folder B has the rows of the "
+        "second column and the pairing of the first, so its brackets join rows of different "
+        "colours.",
     )
 
 
@@ -196,29 +221,39 @@ def block_bytes(numbers: Sequence[float], step: float, stored: Sequence[int]) ->
                     fontsize=10)  # fmt: skip
         arrow(ax, (6.5 + 2.4 * i, 6.0), (6.5 + 2.4 * i, 4.75))
         arrow(ax, (6.5 + 2.4 * i, 4.0), (6.5 + 2.4 * i, 2.75))
-    ax.text(5.6 + 2.4 * n, 4.3, "… 28 more", fontsize=10, va="center")
-    ax.add_patch(Rectangle((0.2, 0.1), 3.2, 0.8, facecolor=COLOURS["wrong"] + "33",
-                           edgecolor=COLOURS["wrong"], linewidth=1.6))  # fmt: skip
-    ax.text(1.8, 0.5, "2 bytes: step", ha="center", va="center", fontsize=9.5)
-    ax.add_patch(Rectangle((3.5, 0.1), 15.2, 0.8, facecolor=COLOURS["right"] + "26",
-                           edgecolor=COLOURS["right"], linewidth=1.6))  # fmt: skip
-    ax.text(11.1, 0.5, "32 bytes: a signed whole number each, −127 to 127", ha="center",
-            va="center", fontsize=9.5)  # fmt: skip
+    for y in (6.35, 4.35, 2.35):
+        ax.text(5.6 + 2.4 * n, y, "… 28 more", fontsize=10, va="center")
+    raw = np.array([step], "<f2").tobytes().hex(" ")
+    ax.text(0.2, 0.75, "34 bytes", fontsize=10.5, va="center")
+    ax.add_patch(Rectangle((2.6, 0.4), 2.6, 0.7, facecolor=COLOURS["wrong"] + "33",
+                           edgecolor=COLOURS["wrong"], linewidth=1.4))  # fmt: skip
+    ax.text(3.9, 0.75, raw, ha="center", va="center", fontsize=10, family="monospace")
+    ax.text(3.9, 0.1, "the step, float16", ha="center", va="center", fontsize=9.5)
+    for i, whole in enumerate(stored):
+        ax.add_patch(Rectangle((5.4 + 2.4 * i, 0.4), 2.2, 0.7, facecolor=COLOURS["right"] + "26",
+                               edgecolor=COLOURS["right"], linewidth=1.4))  # fmt: skip
+        ax.text(6.5 + 2.4 * i, 0.75, f"{whole & 255:02x}", ha="center", va="center", fontsize=10,
+                family="monospace")  # fmt: skip
+        arrow(ax, (6.5 + 2.4 * i, 2.0), (6.5 + 2.4 * i, 1.15))
+    ax.text(5.6 + 2.4 * n, 0.75, "… 28 more", fontsize=10, va="center")
+    ax.text(5.4 + 1.2 * n, 0.1, "a signed byte each, −127 to 127", ha="center", va="center",
+            fontsize=9.5)  # fmt: skip
     return describe(
         figure,
-        "Four of a block's 32 numbers are divided by the step and rounded. Below, the bytes: two "
-        "for the step, then 32 for the whole numbers.",
+        "Four of a block's 32 numbers are divided by the step and rounded. Below, the bytes in "
+        "the file: two for the step, then one for each whole number.",
     )
 
 
-def witnesses(rows: Mapping[str, Mapping[str, bool]]) -> Figure:
+def witnesses(rows: Mapping[str, Mapping[str, bool]], faults: Mapping[str, str]) -> Figure:
     """Draw which check speaks about which broken folder.
 
     Args:
         rows: folder to check to whether it objects.
+        faults: folder to what is wrong with it, written at the right.
     """
     checks = list(next(iter(rows.values())))
-    figure, ax = new_figure(figsize=(7.5, 0.5 * len(rows) + 1.1))
+    figure, ax = new_figure(figsize=(7.5, 0.42 * len(rows) + 1.2))
     for y, (name, row) in enumerate(rows.items()):
         for x, check in enumerate(checks):
             said = row[check]
@@ -227,11 +262,12 @@ def witnesses(rows: Mapping[str, Mapping[str, bool]]) -> Figure:
                           facecolor=COLOURS["wrong"] if said else "#EEEEEE")
             )  # fmt: skip
             ax.text(x + 0.5, -y, "objects" if said else "silent", ha="center", va="center",
-                    fontsize=10, color="white" if said else "#555555",
+                    fontsize=9, color="white" if said else "#555555",
                     weight="bold" if said else "normal")  # fmt: skip
-        ax.text(-0.08, -y, name, ha="right", va="center", fontsize=10.5)
-    ax.set(xlim=(0, len(checks)), ylim=(-len(rows) + 0.5, 0.55))
-    ax.set_xticks([x + 0.5 for x in range(len(checks))], checks, fontsize=10)
+        ax.text(-0.08, -y, name, ha="right", va="center", fontsize=10.5, weight="bold")
+        ax.text(len(checks) + 0.1, -y, faults[name], ha="left", va="center", fontsize=9)
+    ax.set(xlim=(-0.3, len(checks) + 1.4), ylim=(-len(rows) + 0.5, 0.55))
+    ax.set_xticks([x + 0.5 for x in range(len(checks))], checks, fontsize=8.5)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.set_yticks([])
@@ -239,7 +275,8 @@ def witnesses(rows: Mapping[str, Mapping[str, bool]]) -> Figure:
         spine.set_visible(False)
     ax.grid(False)
     caught = "; ".join(
-        f"{name}: {', '.join(c.replace(chr(10), ' ') for c in checks if row[c]) or 'none'}"
+        f"{name} ({faults[name].replace(chr(10), ' ')}): "
+        f"{', '.join(c.replace(chr(10), ' ') for c in checks if row[c]) or 'none'}"
         for name, row in rows.items()
     )
     return describe(figure, f"A table of folders and the checks that object to them. {caught}.")
@@ -250,30 +287,40 @@ def size_and_loss(points: Mapping[str, tuple[float, float, float]], top: float) 
 
     Args:
         points: label to bits per number, extra loss and its standard error.
-        top: extra losses above are marked at the upper edge and written beside the mark.
+        top: what costs more is not drawn; an arrow at the upper edge says where it would be.
     """
     figure, ax = new_figure(figsize=(7.2, 3.8))
     ax.axhline(0, color=COLOURS["residual"], linewidth=1)
     for label, (bits, extra, error) in points.items():
-        off = extra > top
-        block = not label.startswith("one scale")
-        colour, mark = ("right", "o") if block else ("wrong", "X")
-        ax.errorbar(bits, min(extra, 0.97 * top), 0 if off else error, fmt="^" if off else mark,
-                    color=COLOURS[colour], markersize=9, capsize=4)  # fmt: skip
-        text = f"{label}: {extra:.1f}" if off else label
-        up = label not in ("float16",)
-        ax.annotate(text, (bits, min(extra, 0.97 * top)), (9, 3) if off else (0, 16 if up else -16),
-                    textcoords="offset points", ha="left" if off else "center",
-                    fontsize=9.5)  # fmt: skip
-    ax.set(xscale="log", xlabel="bits per number", ylabel="extra loss (nats per token)",
-           xlim=(3.4, 46), ylim=(-0.12 * top, 1.1 * top))  # fmt: skip
+        one = label.startswith("one step")
+        colour, mark = ("wrong", "X") if one else ("right", "o")
+        name = label.replace("one step, ", "")
+        if extra > top:
+            ax.annotate(
+                f"{name}, one step: +{extra:.1f},\nfar above the picture",
+                (bits, 1.1 * top), (9, -34), textcoords="offset points", va="center",
+                fontsize=9.5,
+            )  # fmt: skip
+            ax.annotate("", (bits, 1.1 * top), (bits, 0.86 * top),
+                        arrowprops={"arrowstyle": "-|>", "color": COLOURS[colour],
+                                    "linewidth": 2})  # fmt: skip
+            continue
+        ax.errorbar(bits, extra, error, fmt=mark, color=COLOURS[colour], markersize=9, capsize=4)
+        low = label == "float16"
+        ax.annotate(name, (bits, extra), (0, -16 if low else 16), textcoords="offset points",
+                    ha="center", fontsize=9.5)  # fmt: skip
+    ax.plot([], [], "o", color=COLOURS["right"], label="float, or a step for every 32 numbers")
+    ax.plot([], [], "X", color=COLOURS["wrong"], label="one step for a whole matrix")
+    ax.legend(loc="upper right", fontsize=9)
+    ax.set(xscale="log", xlabel="bits per number (doubling scale)", xlim=(3.4, 46),
+           ylabel="extra loss (nats per token)", ylim=(-0.12 * top, 1.1 * top))  # fmt: skip
     ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
     ax.minorticks_off()
     return describe(
         figure,
-        "Extra loss against bits per number, with standard errors. float16, bfloat16 and q8_0 lie "
-        "on zero, one scale for a whole matrix a little above at eight bits, q4_0 further up, and "
-        "one scale with four bits off the picture.",
+        "Extra loss against bits per number, with standard errors. float32, float16 and q8_0 lie "
+        "on zero, eight bits with one step for a whole matrix a little above, q4_0 further up. An "
+        "arrow at the upper edge says that four bits with one step lie far above the picture.",
     )
 
 
@@ -291,7 +338,7 @@ def one_block(numbers: Sequence[float], errors: Mapping[str, Sequence[float]]) -
     axes[0].vlines(x, 0, numbers, color=COLOURS["residual"], linewidth=1.4)
     axes[0].plot(x, numbers, "o", color=COLOURS["residual"], markersize=5)
     axes[0].set_ylabel("weight")
-    reach = 1.7 * max(float(np.abs(error).max()) for error in errors.values())
+    reach = 1.9 * max(float(np.abs(error).max()) for error in errors.values())
     looks = (("right", "o"), ("wrong", "^"), ("key", "s"))
     for ax, (label, error), (colour, mark) in zip(axes[1:], errors.items(), looks, strict=True):
         ax.vlines(x, 0, error, color=COLOURS[colour], linewidth=1.4)
@@ -300,7 +347,7 @@ def one_block(numbers: Sequence[float], errors: Mapping[str, Sequence[float]]) -
         ax.text(
             0.01,
             0.97,
-            label,
+            f"{label}; root mean square {np.sqrt(np.mean(np.square(error))):.4f}",
             transform=ax.transAxes,
             fontsize=9.5,
             va="top",

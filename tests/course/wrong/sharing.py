@@ -1,32 +1,6 @@
-import json
-import struct
-
 import torch
 
 from smol_scratch.course.exercises.sharing import _MOVED
-
-
-def write(tensors, order="<Q", says=0, begins=0, flip=False, name=str, empty=False):
-    header, at = {}, 0
-    for key, tensor in tensors.items():
-        header[name(key)] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape)[:: -1 if flip else 1],
-            "data_offsets": [at, at + 4 * tensor.numel()],
-        }
-        at += 4 * tensor.numel()
-    if begins:
-        size = len(json.dumps(header)) + begins
-        for entry in header.values():
-            entry["data_offsets"] = [8 + size + place for place in entry["data_offsets"]]
-        while len(json.dumps(header)) != size:  # the numbers have become longer
-            change, size = len(json.dumps(header)) - size, len(json.dumps(header))
-            for entry in header.values():
-                entry["data_offsets"] = [place + change for place in entry["data_offsets"]]
-    words = b"{" if empty else json.dumps(header).encode()
-    numbers = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
-    length = len(words) if says == 0 else len(words) + len(numbers) + 8
-    return struct.pack(order, length) + words + numbers
 
 
 def numbers(raw, kind=torch.int8, by=".view", step_type=torch.float16, start=2):
@@ -45,20 +19,10 @@ def in_float16(raw):
 
 _, _, BLOCK, _, MATRIX, _ = _MOVED.split(".")
 OTHER_BLOCK = _MOVED.replace(f".{BLOCK}.", ".0." if BLOCK != "0" else ".1.")
+RIGHT = {"layer": 29, "matrix": "down_proj", "left": 0.12}
 SAME_BLOCK = _MOVED.replace(MATRIX, "k_proj" if MATRIX == "q_proj" else "q_proj")
 
 WRONG = {
-    "check_write_file": [
-        (lambda t: write(t, order=">Q"), "written little-endian"),
-        (lambda t: write(t, says=1), "the length of the header alone"),
-        (lambda t: write(t, begins=1), "count from the first byte after the header"),
-        (lambda t: write(t, flip=True), "comes back with another shape"),
-        (lambda t: write(t, name=lambda key: key.replace(" ", "_")), "does not name"),
-        (lambda t: write(t, empty=True), "no JSON"),
-        (lambda t: write({key: tensor + 1 for key, tensor in t.items()}), "other numbers"),
-        (lambda t: write(t)[8:], "so say the 8"),
-        (lambda t: write(t).decode("latin-1"), "must be bytes"),
-    ],
     "check_dequantise": [
         (lambda raw: numbers(raw, kind=torch.uint8), "the 32 bytes have a sign"),
         (lambda raw: numbers(raw, step_type=torch.bfloat16), "the first two are the step"),
@@ -84,5 +48,17 @@ WRONG = {
         (_MOVED.removesuffix(".weight"), "did you mean"),
         ("q_proj", "no such name"),
         (1, "answer with a name"),
+    ],
+    "check_worst_layer": [
+        (RIGHT | {"layer": 27}, "the largest outlier"),
+        (RIGHT | {"layer": 30}, "from 0 to 29"),
+        (RIGHT | {"layer": 2}, "for all thirty"),
+        (RIGHT | {"matrix": "o_proj"}, "holds its largest number"),
+        (RIGHT | {"matrix": "up_proj"}, "try all seven"),
+        (RIGHT | {"matrix": "mlp.down_proj.weight"}, "one of q_proj"),
+        (RIGHT | {"left": 12}, "a share between 0 and 1"),
+        (RIGHT | {"left": 0.88}, "the share that is repaired"),
+        (RIGHT | {"left": 0.5}, "its mean divided"),
+        (29, "a dictionary"),
     ],
 }
