@@ -19,7 +19,7 @@ def _model() -> SmolLM2:
 
 @exercise
 def check_certain(answer: str) -> str:
-    """Expect a text of at most 15 words after which one token has more than 95 %."""
+    """Expect a text of at most 15 words after which one token has more than 99 %."""
     if not isinstance(answer, str) or not answer.strip():
         raise Hint("the answer is a text, in quotation marks")
     if (words := len(answer.split())) > 15:
@@ -31,7 +31,7 @@ def check_certain(answer: str) -> str:
         logits, _ = _model()(torch.tensor([tokenizer.encode(answer)]))  # (1, 1, V)
     probability, token = logits[0, -1].softmax(-1).max(-1)
     word = repr(tokenizer.decode([int(token)]))
-    if probability < 0.95:
+    if probability < 0.99:
         raise Hint(
             f"the most probable token is {word}, with {probability:.0%}. Where does a word, once "
             "begun, leave no choice? In a list, a name, a quotation"

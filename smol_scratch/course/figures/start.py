@@ -12,7 +12,7 @@ from smol_scratch.course.figures.style import COLOURS, describe, new_figure
 
 def visible(token: str) -> str:
     """Return a token as a figure shows it: the space that it begins with can be seen."""
-    return token.replace(" ", "␣").replace("<|im_end|>", "<end>")
+    return token.replace(" ", "␣")
 
 
 def next_tokens(prompt: str, names: Sequence[str], probabilities: Sequence[float]) -> Figure:
@@ -52,15 +52,18 @@ def sentence(prompt: str, names: Sequence[str], probabilities: Sequence[float]) 
     """
     figure, ax = new_figure(figsize=(7.2, 2.5))
     x = np.arange(len(names))
-    ax.bar(x, probabilities, width=0.7, color=COLOURS["right"])
+    colours = [COLOURS["other" if name.startswith("<|") else "right"] for name in names]
+    ax.bar(x, probabilities, width=0.7, color=colours)
     for place, value in zip(x, probabilities, strict=True):
         ax.text(place, value + 0.03, f"{value:.0%}", ha="center", va="bottom", fontsize=10)
-    ax.set_xticks(x, [visible(name) for name in names], fontsize=10.5)
+    whole = names[-1].startswith("<|")
+    shown = [*map(visible, names), *([] if whole else ["…"])]
+    ax.set_xticks(np.arange(len(shown)), shown, fontsize=10.5)
     ax.set(ylim=(0, 1.18), yticks=(0, 0.5, 1), yticklabels=("0%", "50%", "100%"),
-           ylabel="probability", title=prompt)  # fmt: skip
+           ylabel="probability", title=f"Reply to “{prompt}”")  # fmt: skip
     ax.grid(visible=False, axis="x")
     return describe(
         figure,
-        f"The answer to “{prompt}” as a row of bars, one for each token: {' '.join(names)}. "
+        f"The {'' if whole else 'beginning of the '}answer to “{prompt}” as a row of bars, one for each token: {' '.join(names)}. "
         "Each bar is as high as the probability that the model gave the token.",
     )
