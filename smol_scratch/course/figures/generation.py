@@ -374,17 +374,17 @@ def loop() -> Figure:
     """Draw greedy decoding as a loop: scores, the largest, and the token is read again."""
     figure, ax = canvas(20, 4.4)
     for left, width, text, colour in (
-        (0.2, 3.2, "the text so far", "embedding"),
-        (4.6, 3.2, "the model", "attention"),
-        (9.0, 3.2, "49,152 scores", "residual"),
-        (13.4, 4.4, "the largest of them", "gate"),
+        (0.8, 3.2, "the text so far", "embedding"),
+        (5.2, 3.2, "the model", "attention"),
+        (9.6, 3.2, "49,152 scores", "residual"),
+        (14.0, 5.2, "the largest: greedy", "gate"),
     ):
         box(ax, left, 2.6, width, text, colour, height=1.1)
-    for start, end in ((3.4, 4.6), (7.8, 9.0), (12.2, 13.4)):
+    for start, end in ((4.0, 5.2), (8.4, 9.6), (12.8, 14.0)):
         arrow(ax, (start, 3.15), (end, 3.15))
-    ax.plot([15.6, 15.6, 1.8], [2.6, 0.9, 0.9], color=COLOURS["wrong"], linewidth=2)
-    arrow(ax, (1.8, 0.9), (1.8, 2.6), colour="wrong")
-    ax.text(8.7, 1.05, "one token, appended: the model reads what it has just written",
+    ax.plot([16.6, 16.6, 2.4], [2.6, 0.9, 0.9], color=COLOURS["wrong"], linewidth=2)
+    arrow(ax, (2.4, 0.9), (2.4, 2.6), colour="wrong")
+    ax.text(9.5, 1.05, "one token, appended: the model reads what it has just written",
             ha="center", va="bottom", fontsize=10.5, color=COLOURS["wrong"])  # fmt: skip
     return describe(
         figure,
