@@ -226,6 +226,18 @@ def best_size(found: Law, flops: float) -> float:
     return min(pairs, key=lambda pair: found.loss(*pair))[0]
 
 
+def bottom(curve: Sequence[tuple[float, float]]) -> float:
+    """Return the rate at the bottom of a parabola, in log rate, near a curve's lowest point.
+
+    Args:
+        curve: rates, increasing by one factor, and losses; the lowest has a neighbour on each side.
+    """
+    lowest = min(range(len(curve)), key=lambda i: curve[i][1])
+    (_, left), (rate, middle), (right_rate, right) = curve[lowest - 1 : lowest + 2]
+    steps = (left - right) / (2 * (left - 2 * middle + right))  # from the middle one, -½ to ½
+    return rate * (right_rate / rate) ** steps
+
+
 def ruler(known: Sequence[tuple[float, float]], sizes: Collection[float]) -> Callable[..., float]:
     """Lay a straight line of loss against log N through some sizes, and return it.
 

@@ -354,3 +354,9 @@ def test_a_second_call_skips_what_is_there(tmp_path, monkeypatch, capsys):
     record_scaling.main()
     assert (tmp_path / "scaling.csv").read_text("utf-8") == written
     assert "sizes" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bottom", [0.8, 1.0, 1.3])
+def test_the_bottom_of_a_parabola_is_found_between_the_rates(bottom):
+    curve = [(rate, 2 + math.log(rate / bottom) ** 2) for rate in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    assert scaling.bottom(curve) == pytest.approx(bottom)
