@@ -64,6 +64,7 @@ def sentence(prompt: str, names: Sequence[str], probabilities: Sequence[float]) 
     ax.grid(visible=False, axis="x")
     return describe(
         figure,
-        f"The {'' if whole else 'beginning of the '}answer to “{prompt}” as a row of bars, one for each token: {' '.join(names)}. "
+        f"The {'' if whole else 'beginning of the '}answer to “{prompt}” as a row of bars, one "
+        f"for each token: {' '.join(names)}. "
         "Each bar is as high as the probability that the model gave the token.",
     )
