@@ -95,7 +95,7 @@ def stream_sizes(
     """
     figure, ax = new_figure(figsize=(7.2, 3.6))
     looks = (("right", "-"), ("wrong", "--"), ("residual", "-."))
-    height = 1e4  # of the labels of the curves that stay finite
+    below = True  # where the label of a curve that stays finite stands
     for (label, values), (colour, style) in zip(curves.items(), looks, strict=False):
         sizes = np.array(values, dtype=float)
         sizes[~np.isfinite(sizes)] = np.nan
@@ -105,14 +105,15 @@ def stream_sizes(
             ax.plot(end + 1, highest, "X", color=COLOURS[colour], markersize=9)
             ax.text(end + 0.6, 1e33, label, fontsize=10, color=COLOURS[colour], va="top")
         else:
-            ax.text(end, height, label, fontsize=10, color=COLOURS[colour], ha="right", va="bottom")
-            height *= 1e4
+            place, side = (sizes[end] / 30, "top") if below else (sizes[end] * 30, "bottom")
+            ax.text(end, place, label, fontsize=10, color=COLOURS[colour], ha="right", va=side)
+            below = False
     ax.axhline(highest, color=COLOURS["residual"], linewidth=1.2, linestyle=":")
     ax.text(len(sizes) - 1, highest * 3, "no float32 beyond this line (×: overflow)",
             ha="right", va="bottom", fontsize=9.5)  # fmt: skip
-    ax.set(yscale="log", xlabel="blocks passed", ylabel="RMS of a token (median)",
+    ax.set(yscale="log", xlabel="blocks passed", ylabel="RMS, median of the tokens",
            title=title,
-           xlim=(-0.5, len(sizes) - 0.5), ylim=(1e-3, 1e44),
+           xlim=(-0.5, len(sizes) - 0.5), ylim=(1e-5, 1e44),
            yticks=[10.0**e for e in range(0, 41, 10)])  # fmt: skip
     return describe(
         figure,
@@ -134,8 +135,8 @@ def axes_of_norms() -> Figure:
     """Draw over which numbers RMSNorm, BatchNorm and the bug of notebook 01 take the mean."""
     figure, axes = new_figure(1, 3, figsize=(8.2, 2.9))
     kinds = (
-        ("RMSNorm: one token", "norm", lambda b, t, c: b == 0 and t == 1),
-        ("the bug: one channel\nof one sequence", "wrong", lambda b, t, c: b == 0 and c == 2),
+        ("RMSNorm:\none token", "norm", lambda b, t, c: b == 0 and t == 1),
+        ("The bug: one channel\nof one sequence", "wrong", lambda b, t, c: b == 0 and c == 2),
         ("BatchNorm: one channel\nof the whole batch", "other", lambda b, t, c: c == 2),
     )
     B, T, C = 2, 4, 6
@@ -150,23 +151,33 @@ def axes_of_norms() -> Figure:
                             facecolor=COLOURS[colour] if on else "white", zorder=2 - b,
                         )
                     )  # fmt: skip
-        ax.set(xlim=(-1.6, C + 2), ylim=(-T - 0.5, 2.6), aspect="equal", title=title)
+        ax.set(xlim=(-1.6, C + 2), ylim=(-T - 1, 2.6), aspect="equal", title=title)
         ax.title.set_fontsize(10.5)
         ax.axis("off")
-    axes[1].text(C / 2 + 0.7, -T + 0.85, "front: sequence 1, back: sequence 2,\neach with its "
-                 "own mean", ha="center", va="top", fontsize=9)  # fmt: skip
+    verdicts = (
+        "each token has its own mean",
+        "leaks: later tokens are in the mean",
+        "leaks: other texts are in it, too",
+    )
+    for ax, verdict in zip(axes, verdicts, strict=True):
+        ax.text(C / 2 + 0.7, -T - 0.1, verdict, ha="center", va="top", fontsize=9.5)
+    figure.supxlabel("front: sequence 1, back: sequence 2", fontsize=9.5)
     axes[0].text(C / 2, -T + 0.85, "channels →", ha="center", va="top", fontsize=9.5)
     axes[0].text(-0.25, 1 - T / 2, "← tokens", rotation=90, ha="right", va="center", fontsize=9.5)
     return describe(
         figure,
         "Three copies of a batch of two sequences, drawn as sheets with a row for each token and a "
         "column for each channel. RMSNorm takes its mean over one row. The bug takes it over one "
-        "column of one sheet. BatchNorm takes it over that column of both sheets.",
+        "column of one sheet, later tokens included. BatchNorm takes it over that column of both "
+        "sheets.",
     )
 
 
 def leak(
-    curves: Mapping[str, Sequence[float]], by_position: Sequence[float], floor: float
+    curves: Mapping[str, Sequence[float]],
+    by_position: Sequence[float],
+    floor: float,
+    silent: float,
 ) -> Figure:
     """Draw training losses that pass a floor, and where in a sequence they do it.
 
@@ -174,6 +185,7 @@ def leak(
         curves: label to loss in nats at each step; the second is the one that cheats.
         by_position: its loss at positions 1, 2, …, in nats.
         floor: in nats; no honest model can pass it.
+        silent: loss of a cheating model without attention, the mean over all but the last position.
     """
     figure, (ax, bars) = new_figure(1, 2, figsize=(8.4, 3.3), sharey=True)
     looks = (("right", "-"), ("wrong", "--"))
@@ -188,6 +200,8 @@ def leak(
     bars.bar(places, by_position, color=colours, width=0.7)
     bars.text(places[-1] + 0.4, by_position[-1] + 0.05, "no future to read", ha="right",
               va="bottom", fontsize=9.5)  # fmt: skip
+    bars.plot([0.6, len(places) - 0.6], [silent, silent], "--", color=COLOURS["residual"])
+    bars.text(0.6, silent + 0.05, "without attention", fontsize=9.5, va="bottom")
     bars.set(xlabel="position in the sequence", xticks=places, ylim=(0, max(by_position) + 0.5),
              title="Norm over time, after training")  # fmt: skip
     bars.grid(axis="x", visible=False)
@@ -199,7 +213,8 @@ def leak(
         "Left: training losses on random tokens. The model whose norm runs over channels falls to "
         "the floor and stays there; the one whose norm runs over time goes straight through it. "
         "Right: the loss of that one at each of eight positions. It lies below the floor at the "
-        "first seven and above it at the last, which has no later token to read.",
+        "first seven, and below the dashed line of a model without attention; it lies above the "
+        "floor at the last, which has no later token to read.",
     )
 
 
@@ -211,23 +226,24 @@ def norm_weights(rows: Mapping[str, np.ndarray]) -> Figure:
     """
     figure, axes = new_figure(1, len(rows), figsize=(7.5, 3.3), sharey=True)
     for ax, (title, weights) in zip(axes, rows.items(), strict=True):
-        x = np.arange(len(weights))
+        x = np.arange(1, len(weights) + 1)
         low, quarter, middle, three, high = np.percentile(weights, [0, 25, 50, 75, 100], axis=1)
         ax.fill_between(x, low, high, color=COLOURS["norm"], alpha=0.25, linewidth=0)
         ax.fill_between(x, quarter, three, color=COLOURS["norm"], alpha=0.7, linewidth=0)
         ax.plot(x, middle, color=COLOURS["residual"], linewidth=1.5)
         ax.axhline(1, color=COLOURS["wrong"], linewidth=1.2, linestyle="--")
         ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
-        ax.set(xlabel="layer", title=title[0].upper() + title[1:])
+        ax.set(xlabel="block", title=title[0].upper() + title[1:])
     axes[0].set(ylabel="weight of the norm", ylim=(-0.45, 1.6))
-    axes[0].text(0, 1.03, "start of training", ha="left", va="bottom", fontsize=9.5,
+    axes[0].text(1, 1.03, "start of training", ha="left", va="bottom", fontsize=9.5,
                  color=COLOURS["wrong"])  # fmt: skip
-    axes[1].text(0, 1.5, "pale: all channels\ndark: the middle half\nline: the median",
+    axes[1].text(1, 1.5, "pale: all channels\ndark: the middle half\nline: the median",
                  ha="left", va="top", fontsize=9)  # fmt: skip
     return describe(
         figure,
-        "Learned weights of the norms against the layer, before attention and before the MLP. The "
-        "median lies between a twentieth and a half, far below the 1 at which training started, "
-        "and rises with depth. Within one layer the channels differ widely; a few weights before "
-        "attention are negative.",
+        "Learned weights of the norms against the block, before attention and before the MLP. The "
+        "median is almost zero in the very first norm and between a tenth and a half in all the "
+        "others, far below 1. It rises over the first blocks and changes little afterwards. The "
+        "middle half of the channels lies close together, except in the middle blocks; a few "
+        "channels lie far away, and some weights before attention are negative.",
     )

@@ -103,6 +103,24 @@ def passage_losses(model: SmolLM2, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none").mean(1)
 
 
+@torch.no_grad()
+def all_alike(model: SmolLM2, tokens: Tensor) -> tuple[float, float, float]:
+    """Find the tokens after which every score is the same.
+
+    Args:
+        model: any.
+        tokens: (B, T + 1).
+
+    Returns:
+        Their share, the loss there, and the loss elsewhere, in nats per token.
+    """
+    logits, _ = model(tokens[:, :-1])  # (B, T, V)
+    losses = F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")  # (B, T)
+    alike = logits.amax(-1) == logits.amin(-1)  # (B, T)
+    share = alike.float().mean().item()
+    return share, losses[alike].mean().item(), losses[~alike].mean().item()
+
+
 def operate(
     model: SmolLM2,
     tokenizer: SmolLM2Tokenizer,
@@ -125,14 +143,14 @@ def operate(
     """
     losses: dict[str, Tensor] = {}
     words = {}
-    print(f"{'':<22}{'loss':>14}{'more than intact':>20}")
+    print(f"{'':<24}{'loss':>14}{'more than intact':>20}")
     for name, (norm, where) in operations.items():
         with other_norms(model, norm, blocks=where != "last", last=where != "blocks"):
             losses[name] = passage_losses(model, tokens)
             words[name] = speak(model, tokenizer, prompt)
         more = losses[name] - next(iter(losses.values()))
         more_words = mean_and_error(more, digits=2) if len(losses) > 1 else ""
-        print(f"{name:<22}{mean_and_error(losses[name]):>14}{more_words:>20}")
+        print(f"{name:<24}{mean_and_error(losses[name]):>14}{more_words:>20}")
     return losses, words
 
 
