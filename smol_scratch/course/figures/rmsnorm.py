@@ -27,8 +27,8 @@ def pencil(x: Sequence[float], weight: Sequence[float]) -> Figure:
     rows = (
         (4.5, [f"{value:g}" for value in v], "x", "other"),
         (3.1, [f"{value:g}" for value in v**2], "x²", "other"),
-        (1.6, [f"{value:.2f}" for value in v / rms], "x / RMS", "norm"),
-        (0.1, [f"{value:.2f}" for value in w * v / rms], "w · x / RMS", "norm"),
+        (1.6, [f"{value:.3f}" for value in v / rms], "x / RMS", "norm"),
+        (0.1, [f"{value:.3f}" for value in w * v / rms], "w · x / RMS", "norm"),
     )
     for bottom, words, label, colour in rows:
         cells(ax, left, bottom, words, colour, label=label)
@@ -219,7 +219,7 @@ def leak(
 
 
 def norm_weights(rows: Mapping[str, np.ndarray]) -> Figure:
-    """Draw how the learned weights of RMSNorm are spread, layer by layer.
+    """Draw how the learned weights of RMSNorm are spread, block by block.
 
     Args:
         rows: title to an array of weights, (layers, C).
@@ -235,7 +235,7 @@ def norm_weights(rows: Mapping[str, np.ndarray]) -> Figure:
         ax.axhline(0, color=COLOURS["residual"], linewidth=0.8)
         ax.set(xlabel="block", title=title[0].upper() + title[1:])
     axes[0].set(ylabel="weight of the norm", ylim=(-0.45, 1.6))
-    axes[0].text(1, 1.03, "start of training", ha="left", va="bottom", fontsize=9.5,
+    axes[0].text(1, 1.03, "usual start", ha="left", va="bottom", fontsize=9.5,
                  color=COLOURS["wrong"])  # fmt: skip
     axes[1].text(1, 1.5, "pale: all channels\ndark: the middle half\nline: the median",
                  ha="left", va="top", fontsize=9)  # fmt: skip
