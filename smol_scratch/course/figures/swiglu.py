@@ -214,6 +214,7 @@ def fits(
     side: Sequence[float],
     rows: Mapping[str, Mapping[str, np.ndarray]],
     errors: Mapping[str, Mapping[str, tuple[float, float]]],
+    shown: Mapping[str, Mapping[str, float]],
 ) -> Figure:
     """Draw what small networks learned to answer, beside what they were asked for.
 
@@ -222,9 +223,10 @@ def fits(
         rows: name of a target to, in the order of the columns, a name to its answers, (b, a); the
             first is the target itself.
         errors: name of a target to a kind's mean error and its standard error, as shares.
+        shown: name of a target to the error of each kind's answer in ``rows``, as a share.
     """
     columns = len(next(iter(rows.values())))
-    figure, axes = new_figure(len(rows), columns, figsize=(8.2, 3.9), sharex=True, sharey=True)
+    figure, axes = new_figure(len(rows), columns, figsize=(8.4, 4.5), sharex=True, sharey=True)
     for line, (target, panels) in zip(axes, rows.items(), strict=True):
         for ax, (name, surface) in zip(line, panels.items(), strict=True):
             _map(ax, side, surface, 4 if target.startswith("a") else 2, lines=False)
@@ -232,17 +234,20 @@ def fits(
             if name in errors[target]:
                 mean, error = (100 * value for value in errors[target][name])
                 digits = 0 if error >= 0.95 else 1
-                off = f"{mean:.{digits}f} ± {error:.{digits}f}" if error > 0.05 else f"{mean:.0f}"
+                spread = f"{error:.{digits}f}" if error > 5e-2 else "< 0.1"
+                off = f"{mean:.{digits if error > 5e-2 else 0}f} ± {spread}"
                 off = off if mean > 0.1 else "< 0.1"
-                title = f"{name}\noff: {off} %"
+                here = 100 * shown[target][name]
+                seen = f"{here:.0f}" if here > 0.1 else "< 0.1"
+                title = f"{name}\noff: {off} %\n(here {seen} %)"
             ax.set_title(title, fontsize=9.5)
     for ax in axes[-1]:
         ax.set_xlabel("a")
     for ax in axes[:, 0]:
         ax.set_ylabel("b")
     return describe(figure, """What networks of 28 parameters learn. For the product a times b the
-        gated ones are nearest: the bilinear one is exact, SwiGLU close, GELU and ReLU are made of
-        flat pieces. For a sharp edge (b where a is positive, else 0) ReLU is nearest and the
+        gated ones are nearest: the bilinear one is exact, SwiGLU close, GELU a little less so, and
+        ReLU is made of flat pieces. For a sharp edge (b where a is positive, else 0) ReLU is nearest and the
         bilinear one misses it altogether.""")  # fmt: skip
 
 
@@ -265,12 +270,13 @@ def race(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         ax.set_yticks(range(len(kinds)), list(kinds))
         ax.set(title=title, ylim=(-0.5, len(kinds) - 0.5))
         ax.invert_yaxis()
-    figure.supxlabel("loss minus SwiGLU's (nats per character): right of the line is worse\n"
+    figure.supxlabel("loss minus SwiGLU's, or as the row says (nats per character); right: worse\n"
                      "dot: mean; bar: two standard errors either way; thin marks: single seeds",
                      fontsize=10.5)  # fmt: skip
-    return describe(figure, """At width 48 the MLP without a gate ends behind SwiGLU by several
-        standard errors; the plain product and biases lie on the line. At width 24 all lie on the
-        line. Thin marks are single seeds, dots are means with two standard errors.""")  # fmt: skip
+    return describe(figure, """At width 48 the MLP without a gate ends behind SwiGLU, and behind
+        the plain product, by several standard errors; product and biases lie on the line. At width
+        24 all lie on the line. Thin marks are single seeds, dots are means with two standard
+        errors.""")  # fmt: skip
 
 
 def valves(percentiles: np.ndarray, below: Sequence[float]) -> Figure:
@@ -303,11 +309,11 @@ def valves(percentiles: np.ndarray, below: Sequence[float]) -> Figure:
     right.plot(layers, 100 * np.asarray(below), color=COLOURS["query"])
     right.text(9, 100 * float(np.asarray(below)[2:15].max()) + 4, "written through\nthe dip, z < 0",
                fontsize=10, color=COLOURS["query"], ha="center", va="bottom")  # fmt: skip
-    right.set(title="Early layers write much below zero", ylim=(0, 105), ylabel="share in %",
+    right.set(title="Early layers write through the dip", ylim=(0, 80), ylabel="share in %",
               xlabel="layer")  # fmt: skip
     return describe(figure, """Left: gate readings by layer; in every layer most lie between minus
-        one and one. Right: in the first half of the model about half of what is written passes a
-        gate with a negative reading, later less.""")  # fmt: skip
+        one and one. Right: in layers 1 to 14 about half of what is written passes a gate with a
+        negative reading; in layer 0 about 3 %, and in the late layers less.""")  # fmt: skip
 
 
 def damage(losses: Mapping[str, tuple[float, float]], floor: float) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def read_gates(model: SmolLM2, ids: Tensor, skip: int = 2) -> Gates:
 def checks(combine: Combine, oracle: nn.Module, model: SmolLM2, ids: Tensor, good: float) -> (
     tuple[dict[str, bool], Tensor]
 ):  # fmt: skip
-    """Put a SwiGLU that combines its readings in another way through six checks.
+    """Put a SwiGLU that combines its readings in another way through seven checks.
 
     Args:
         combine: as for ``other_gates``.
@@ -155,6 +156,7 @@ def checks(combine: Combine, oracle: nn.Module, model: SmolLM2, ids: Tensor, goo
         tiny = Variant(SmolLM2Config(n_embd=4, intermediate_size=6)).double()
         point = torch.randn(3, 4, dtype=torch.double, requires_grad=True)
         x, order = torch.randn(2, 32, 576), torch.randperm(32)
+    pencil = torch.tensor(math.log(3)), torch.tensor(4.0)  # gate and up, worked out on paper
     y = tried(x)
     with other_gates(model, combine):
         loss = losses(model, ids)
@@ -164,6 +166,7 @@ def checks(combine: Combine, oracle: nn.Module, model: SmolLM2, ids: Tensor, goo
         "token by token": torch.allclose(tried(x[:, order]), y[:, order], atol=1e-5),
         "zero in, zero out": not bool(tried(0 * x).any()),
         "gradient": bool(torch.autograd.gradcheck(tiny, point)),
+        "pencil example": abs(float(combine(*pencil)) - 3 * math.log(3)) < 1e-5,
         "oracle": torch.allclose(y, oracle(x), atol=1e-5),
         "real text": loss.mean().item() < good + 0.01,
     }
