@@ -247,8 +247,8 @@ def fits(
         ax.set_ylabel("b")
     return describe(figure, """What networks of 28 parameters learn. For the product a times b the
         gated ones are nearest: the bilinear one is exact, SwiGLU close, GELU a little less so, and
-        ReLU is made of flat pieces. For a sharp edge (b where a is positive, else 0) ReLU is nearest and the
-        bilinear one misses it altogether.""")  # fmt: skip
+        ReLU is made of flat pieces. For a sharp edge (b where a is positive, else 0) ReLU is
+        nearest and the bilinear one misses it altogether.""")  # fmt: skip
 
 
 def race(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
