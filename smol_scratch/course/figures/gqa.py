@@ -305,7 +305,7 @@ def readers(
     ax.text(0.02, 0.44, "17.3: layer 17, head 3\ngrey: the other heads", fontsize=9.5)
     ax.set(xlim=(0, 0.6), ylim=(-0.02, 0.5), xlabel="weight on the word to be copied, as trained",
            ylabel="the same, with “before” silent",
-           title="Four heads lose the word when “before” is silent")  # fmt: skip
+           title="Without “before” three heads lose the word, one finds it less")  # fmt: skip
     return describe(
         figure,
         "One mark for each of the 117 heads of the layers 17 to 29: its weight on the word to be "
@@ -351,7 +351,7 @@ def dot_products(
         figure,
         "Left: the spread of dot products grows as the root of the head dimension. Right: without "
         "the division the largest of 32 weights grows towards 1 with the dimension; with it, it "
-        "stays low, not far above an even share. Dashed lines mark 64, SmolLM2's own.",
+        "stays low at every dimension, at about five times an even share. Dashed lines mark 64, SmolLM2's own.",
     )
 
 
