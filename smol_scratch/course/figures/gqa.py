@@ -351,7 +351,8 @@ def dot_products(
         figure,
         "Left: the spread of dot products grows as the root of the head dimension. Right: without "
         "the division the largest of 32 weights grows towards 1 with the dimension; with it, it "
-        "stays low at every dimension, at about five times an even share. Dashed lines mark 64, SmolLM2's own.",
+        "stays low at every dimension, at about five times an even share. Dashed lines mark 64, "
+        "SmolLM2's own.",
     )
 
 
