@@ -30,7 +30,7 @@ def contents(lengths: Mapping[str, int], cut: tuple[str, float]) -> Figure:
             color=COLOURS["wrong"])  # fmt: skip
     ax.set_yticks(rows, list(lengths), fontsize=9.5)
     ax.set(xlabel="characters (thousands)")
-    ax.set_title("Not the complete works: nine plays, the last cut off")
+    ax.set_title("Not the complete works: nine plays, with gaps, the last one cut off")
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
@@ -43,15 +43,17 @@ def contents(lengths: Mapping[str, int], cut: tuple[str, float]) -> Figure:
 
 def scale(
     tables: Mapping[str, tuple[float, float]],
-    networks: Mapping[str, tuple[int, float, float]],
+    alone: tuple[str, float],
+    networks: Mapping[str, tuple[int, float, float, str]],
     guess: float,
 ) -> Figure:
     """Draw losses on one scale, on text that was counted and on text that was not.
 
     Args:
-        tables: label to nats per token on the text that was counted, and on other text.
-        networks: label to the side (0: on the text trained on, 1: on other text), nats per token,
-            and their standard error.
+        tables: label to nats per token on the last tenth, counted too and not counted.
+        alone: label and nats per token of one more table on text that it counted.
+        networks: label to the side (0: on the text trained on, 1: on the last tenth), nats per
+            token, their standard error, and a remark or "".
         guess: nats per token of guessing.
     """
     figure, ax = new_figure(figsize=(7.4, 5.2))
@@ -68,7 +70,9 @@ def scale(
             ax.plot(side * (1 - shift), pair[side], "s", color=colours[side], markersize=7,
                     zorder=3, markeredgecolor="white")  # fmt: skip
             labels[side][label] = pair[side]
-    for label, (side, value, error) in networks.items():
+    ax.plot(0, alone[1], "s", color=colours[0], markersize=7, markerfacecolor="none", zorder=3)
+    ax.text(0.07, alone[1], f"{alone[0]} {alone[1]:.1f}", va="center", fontsize=9.5)
+    for label, (side, value, error, _) in networks.items():
         x = side + (0.07 if side else -0.07)
         ax.errorbar(x, value, error, fmt="D", color=colours[side], markersize=5, capsize=4,
                     linewidth=1.2, zorder=3)  # fmt: skip
@@ -78,17 +82,21 @@ def scale(
         for label, value in sorted(labels[side].items(), key=lambda item: -item[1]):
             below = min(value, below - 0.42)
             ax.text(x, below, f"{label} {value:.1f}", ha=to, va="center", fontsize=9.5)
-    for side, words in ((0, "on the text counted\nor trained on"), (1, "on new text")):
-        ax.text(side, 8.0, words, fontsize=11, color=colours[side], weight="bold", ha="center",
-                va="center")  # fmt: skip
+            if label in networks and (remark := networks[label][3]):
+                below -= 0.38
+                ax.text(x, below, remark, ha=to, va="center", fontsize=9)
+    sides = "counted or\ntrained on", "last tenth,\nnot counted"
+    ax.set_xticks((0, 1), sides, fontsize=11, weight="bold")
+    ax.tick_params(axis="x", length=0)
+    for tick, colour in zip(ax.get_xticklabels(), colours, strict=True):
+        tick.set_color(colour)
     for mark, words in (
         ("s", "a table that counts"),
         ("D", "a neural network (± 1 standard error)"),
     ):
         ax.plot([], [], mark, color=COLOURS["residual"], markersize=7, label=words)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=2, fontsize=9.5)
-    ax.set(xlim=(-0.95, 1.95), ylim=(0, 11.6), ylabel="nats per token")
-    ax.set_xticks([])
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncol=2, fontsize=9.5)
+    ax.set(xlim=(-1.05, 2.1), ylim=(0, 11.6), ylabel="nats per token")
     ax.grid(False)
     choices = [1, 3, 10, 30, 100, 1000, 10_000, 49_152]
     right = ax.secondary_yaxis("right")
@@ -97,13 +105,15 @@ def scale(
     ax.set_title("Longer contexts help most on the text that was counted")
     return describe(
         figure,
-        "One scale of losses in nats per token and perplexity. Tables, on the text that they "
-        "counted and on new text, joined by lines that spread apart: "
+        "One scale of losses in nats per token and perplexity. Tables on the last tenth, counted "
+        "too and not counted, joined by lines: "
         + ", ".join(f"{label} {own:.1f} and {new:.1f}" for label, (own, new) in tables.items())
+        + f". A hollow square among the counted: {alone[0]} {alone[1]:.1f}".replace("\n", " ")
         + ". Networks: "
         + ", ".join(
-            f"{label} {value:.1f} on {('the text trained on', 'new text')[side]}"
-            for label, (side, value, _) in networks.items()
+            f"{label} {value:.1f} on {('the text trained on', 'the last tenth')[side]}"
+            + (f" ({remark})" if remark else "")
+            for label, (side, value, _, remark) in networks.items()
         )
         + f". Guessing is {guess:.1f}.",
     )
