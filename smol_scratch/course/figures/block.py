@@ -276,6 +276,6 @@ def stream(sizes: Sequence[float], shares: np.ndarray) -> Figure:
               title="each write, as a share of the stream")  # fmt: skip
     right.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, 0.8))
     return describe(figure, """Left: the size of the stream grows by more than a hundredfold
-        through the model, mostly in the first block. Right: after it, most branches add between a
-        tenth and a third of the length of the stream; attention in blocks 1 and 24 and the last
-        MLP add half and more.""")  # fmt: skip
+        through the model, fourteenfold in the first block and then more slowly. Right: after
+        it, most branches add between a tenth and a third of the length of the stream; attention
+        in blocks 1 and 24 and the last MLP add half and more.""")  # fmt: skip
