@@ -16,7 +16,7 @@ from smol_scratch.config import SmolLM2Config
 from smol_scratch.gguf_file import StoredTensor, read_gguf
 from smol_scratch.layout import laid_out
 from smol_scratch.llama_config import config_from_gguf, config_from_hf, config_to_hf
-from smol_scratch.model import SmolLM2
+from smol_scratch.model import RotaryPositionalEmbedding, SmolLM2
 from smol_scratch.quantize import (
     Blocks,
     QuantizedMatrix,
@@ -192,6 +192,10 @@ def _assemble(path: Path, config: SmolLM2Config, weights: Mapping[str, Tensor]) 
     """Return the model around these very tensors."""
     model = _skeleton(path, config, weights)
     weights = _fitted(path, config, weights, model)
+    # What a configuration says of positions holds, whatever a constructor made of it.
+    rope = RotaryPositionalEmbedding(config.head_dim, config.block_size, config.rope_theta)
+    for block in model.model.layers:
+        block.self_attn.rope = rope
     model.load_state_dict(weights, strict=True, assign=True)
     model.requires_grad_(True)
     return model.eval()

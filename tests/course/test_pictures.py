@@ -29,7 +29,7 @@ def curves() -> Figure:
     steps = np.arange(300)
     falling = 1 + 9 * np.exp(-steps / 60)
     noise = np.random.default_rng(0).normal(0, 0.05, 300)
-    return figures_01.leak({"one": falling + noise, "two": 0.8 * falling}, [1, 2, 3], 2.77)
+    return figures_01.leak({"one": falling + noise, "two": 0.8 * falling}, [1, 2, 3], 2.77, 2.3)
 
 
 def training() -> Figure:
