@@ -178,7 +178,7 @@ def main() -> None:
     report(wanted, found, given.rounds, given.tokens)
     print_targets(found, starts)
     if given.write:
-        record(found, starts, " ".join(["python -m benchmarks.bench_generation", *sys.argv[1:]]))
+        record(found, starts, kinds.command("python -m benchmarks.bench_generation"))
 
 
 Found = dict[str, dict[str, list[Any]]]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -197,7 +196,7 @@ def main() -> None:
     if given.layouts:
         layouts(given.rounds)
         return
-    command = " ".join(["python -m benchmarks.bench_quantize", *sys.argv[1:]])
+    command = kinds.command("python -m benchmarks.bench_quantize")
     quality(given.ckpt, given.passages, given.length, given.tokens, given.texts,
             command if given.write else "")  # fmt: skip
 

@@ -480,9 +480,10 @@ def main() -> None:
     show(rows)
     if not options.ladder:
         show_targets(rows)
-    if options.sitting and not options.ladder:
-        from benchmarks import kinds  # which asks this file what machine it is
+    from benchmarks import kinds  # which asks this file what machine it is
 
+    command = kinds.command(NAME)
+    if options.sitting and not options.ladder:
         given = {row.variant: row.seconds for row in rows}
         kinds.keep(
             DATA / "training_sittings.csv",
@@ -498,12 +499,12 @@ def main() -> None:
                 }
                 for row in rows
             ],
-            " ".join([NAME, *sys.argv[1:]]),
+            command,
             one=False,
         )
     if options.write:
         name = "training_ladder.csv" if options.ladder else "training_speed.csv"
-        write(rows, DATA / name, " ".join([NAME, *sys.argv[1:]]))
+        write(rows, DATA / name, command)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import csv
 import datetime
 import io
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +29,24 @@ def kind() -> str:
         return "AVX-512 with bfloat16"
     level = torch.backends.cpu.get_cpu_capability()
     return {"AVX512": "AVX-512", "DEFAULT": platform.machine()}.get(level, level)
+
+
+def command(program: str) -> str:
+    """Return the command that was given, for anybody to type.
+
+    A flag whose value is a place on this machine goes: it says nothing of what was measured.
+
+    Args:
+        program: what comes before the flags.
+    """
+    kept: list[str] = []
+    for word in sys.argv[1:]:
+        if Path(word.partition("=")[2] or word).is_absolute():
+            if not word.startswith("--"):
+                kept.pop()  # the flag that it belongs to
+        else:
+            kept.append(word)
+    return shlex.join([*program.split(), *kept])
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks import bench_generation, kinds
+from smol_scratch import assets
 
 OLDER = "AMD EPYC, 2 threads; torch 1.0"
 NEWER = "AMD EPYC, 2 threads; torch 2.0, Python 3"
@@ -54,6 +57,32 @@ def test_each_command_that_made_rows_is_named_once(sit, tmp_path):
     kinds.keep(tmp_path / "record.csv", rows, "another", "llama 3", one=False)
     lines = (tmp_path / "record.csv").read_text("utf-8").splitlines()
     assert [line for line in lines if line.startswith("#")] == ["# a command", "# another"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--rounds", "3", "--write"], "--rounds 3 --write"),
+        (["--llama", "/home/me/bin/python", "--write"], "--write"),
+        (["--write", "--llama=/home/me/bin/python"], "--write"),
+        (["--write", "--compiled", "/tmp/code"], "--write"),
+        (["--only", "compiled bfloat16", "start"], "--only 'compiled bfloat16' start"),
+        (["--ckpt", "my_run"], "--ckpt my_run"),
+    ],
+)
+def test_a_recorded_command_names_no_place_on_one_machine(given, said, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench", *given])
+    assert kinds.command("python -m benchmarks.bench") == f"python -m benchmarks.bench {said}"
+
+
+def test_no_record_names_a_place_on_one_machine():
+    records = sorted((assets.ROOT / "data" / "records").iterdir())
+    assert len(records) > 30
+    place = re.compile(r"(?<![\w.~])(/(work|tmp|home|root|Users|opt|usr|mnt|var)/\S+|[A-Z]:\\\S+)")
+    assert place.search("--llama /work/bin/python")
+    assert not place.search("a/work/b and tokens/s")
+    found = {path.name: place.findall(path.read_text("utf-8")) for path in records}
+    assert not {name: places for name, places in found.items() if places}
 
 
 def test_what_does_not_waver_is_kept_once(sit):
